@@ -1,0 +1,1 @@
+"""Longhaul: distributed finetuning of Stable Diffusion, made to run for months."""

@@ -1,0 +1,98 @@
+"""Counter-based randomness of our own, so that no result depends on numpy's version or on who draws first.
+
+Everything starts from SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+whose finaliser mixes a 64-bit counter into a 64-bit hash. Normal deviates use the raw stream of Philox
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which numpy keeps stable across versions.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+T = TypeVar("T")
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def splitmix64(x: npt.ArrayLike) -> U64:
+    """The SplitMix64 finaliser of `x + gamma`, element by element. A bijection of the 64-bit integers."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(x, dtype=np.uint64) + _GAMMA
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        return z ^ (z >> np.uint64(31))
+
+
+def purpose_key(seed: int, purpose: str) -> int:
+    """A 64-bit key for one kind of choice ("shuffle", "flip", …) in a run with this seed."""
+    digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def hash_counters(key: int, *counters: npt.ArrayLike) -> U64:
+    """Mix counters (broadcast against one another) into `key`: an independent-looking 64-bit hash for each element."""
+    state: U64 = np.asarray(key, dtype=np.uint64)
+    for counter in counters:
+        state = splitmix64(state ^ splitmix64(counter))
+    return state
+
+
+def to_unit(bits: U64) -> npt.NDArray[np.float64]:
+    """The upper 53 bits as a float64 in [0, 1)."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def shuffled_order(hashes: U64) -> npt.NDArray[np.int64]:
+    """The permutation that sorts `hashes`; stable, so equal hashes cannot make it ambiguous."""
+    return np.argsort(hashes, kind="stable").astype(np.int64)
+
+
+class CounterRng:
+    """The choices of one draw, in the order in which they are asked for.
+
+    A SplitMix64 stream that starts at a hash of (seed, purpose, counters): two draws never share state, and the same
+    draw gives the same choices in whichever process, worker or order it is prepared.
+    """
+
+    def __init__(self, key: int, *counters: int) -> None:
+        self._state = int(hash_counters(key, *counters))
+
+    def bits(self, n: int) -> U64:
+        """`n` 64-bit integers."""
+        with np.errstate(over="ignore"):
+            states = np.uint64(self._state) + np.arange(n, dtype=np.uint64) * _GAMMA
+        self._state = (self._state + n * int(_GAMMA)) % 2**64
+        return splitmix64(states)
+
+    def uniform(self) -> float:
+        """A float in [0, 1)."""
+        return float(to_unit(self.bits(1))[0])
+
+    def uniforms(self, n: int) -> npt.NDArray[np.float64]:
+        """`n` floats in [0, 1)."""
+        return to_unit(self.bits(n))
+
+    def integer(self, n: int) -> int:
+        """An integer in [0, n)."""
+        return int(self.uniform() * n)
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """The items in a random order."""
+        return [items[i] for i in shuffled_order(self.bits(len(items)))]
+
+    def normal(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Standard normal deviates by the Box–Muller transform of a Philox stream keyed by the next two draws."""
+        count = int(np.prod(shape))
+        pairs = (count + 1) // 2
+        raw = np.random.Philox(key=self.bits(2)).random_raw(pairs)
+        # 32 bits each: the radius from (0, 1], the angle from [0, 1).
+        radius = np.sqrt(-2.0 * np.log(((raw >> np.uint64(32)).astype(np.float64) + 1.0) * 2.0**-32))
+        angle = (2.0 * np.pi * 2.0**-32) * (raw & np.uint64(0xFFFFFFFF)).astype(np.float64)
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return both[:count].astype(np.float32).reshape(shape)
