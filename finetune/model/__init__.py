@@ -1,0 +1,1 @@
+"""Model families: loading, long prompts and what trains."""
