@@ -1,0 +1,70 @@
+"""From trained parts to a diffusers folder that `StableDiffusionPipeline.from_pretrained` loads and samples rightly."""
+
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from finetune.diffusion.config import DiffusionConfig
+from finetune.model.config import ModelConfig
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+Finetuned with Longhaul; {steps:,} optimizer steps. The scheduler in this folder is the one that was trained for
+(v-prediction{zero_snr}, trailing spacing). Sample with
+
+```python
+pipeline(prompt, guidance_scale=7.0, guidance_rescale=0.7{clip_skip})
+```
+"""
+
+
+def sampling_scheduler(config: DiffusionConfig) -> DDIMScheduler:
+    """The scheduler that samples what was trained: v-prediction, the same betas, trailing spacing, so that sampling
+    starts at the last timestep (section 3.3 of Lin et al., arXiv 2305.08891)."""
+    return DDIMScheduler(
+        num_train_timesteps=config.timesteps,
+        beta_schedule="scaled_linear",
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=config.zero_terminal_snr,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+
+
+def build_pipeline(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    diffusion: DiffusionConfig,
+) -> StableDiffusionPipeline:
+    """The parts as a diffusers pipeline with the scheduler that they were trained for."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=sampling_scheduler(diffusion),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def export(pipeline: StableDiffusionPipeline, folder: Path, *, model: ModelConfig, steps: int) -> Path:
+    """Write a pipeline as a diffusers folder with safetensors weights and a card that says how to sample."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    zero_snr = " with zero terminal SNR" if pipeline.scheduler.config.rescale_betas_zero_snr else ""
+    # diffusers counts the layers skipped, webui and our recipes count the layer that is used.
+    clip_skip = f", clip_skip={model.clip_skip - 1}" if model.clip_skip > 1 else ""
+    card = CARD.format(steps=steps, zero_snr=zero_snr, clip_skip=clip_skip)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder

@@ -1,0 +1,150 @@
+"""The whole recipe as one typed schema, and every check that spans two of its parts."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from finetune.checkpoint.config import CheckpointConfig
+from finetune.data.config import CaptionsConfig, DataConfig
+from finetune.diffusion.config import DiffusionConfig
+from finetune.errors import UserError
+from finetune.model.config import ModelConfig
+from finetune.monitor.config import MonitorConfig
+from finetune.optim.config import OptimConfig
+from finetune.phases import PhaseConfig
+from finetune.strategy import StrategyConfig
+
+RESUME = ("auto", "never")
+SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+@dataclass
+class RunConfig:
+    """The run's name, place and seed."""
+
+    name: str = MISSING
+    """Name of the run and of its folder; the same name goes on with the same run."""
+    folder: str = "runs"
+    """Where runs' folders are made."""
+    seed: int = 0
+    """Every random choice of the run is a function of this."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise UserError(f"run.name is {self.name!r}: use letters, digits, '-', '_' and '.' only")
+
+
+@dataclass
+class BatchConfig:
+    """Samples per forward pass and per optimizer step."""
+
+    micro_batch: int = 8
+    """Samples that one rank trains at a time."""
+    global_batch: int = 256
+    """Samples per optimizer step, over all ranks; gradient accumulation follows from the number of ranks."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1 or self.global_batch < 1 or self.global_batch % self.micro_batch:
+            raise UserError(
+                f"train.global_batch is {self.global_batch} and train.micro_batch {self.micro_batch}: "
+                "the first must be a multiple of the second"
+            )
+
+
+@dataclass
+class Config:
+    """A recipe."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    train: BatchConfig = field(default_factory=BatchConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """What the run consists of, in order."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    resume: str = "auto"
+    """auto goes on from the run's last checkpoint where there is one; never refuses to."""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise UserError("phases is empty: give the run a length, for instance phases=[{epochs: 10}]")
+        if self.resume not in RESUME:
+            raise UserError(f"resume is {self.resume!r}: use one of {', '.join(RESUME)}")
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.folder).expanduser() / self.run.name
+
+
+def typed(composed: DictConfig) -> Config:
+    """The recipe as dataclasses, each of which has checked its own values.
+
+    Raises:
+        UserError: a value that must be given is missing, or one is not allowed.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"{missing[0]} is not set: give it in the recipe or as {missing[0]}=… on the command line")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def accumulation(config: Config, world: int) -> int:
+    """Micro-batches that every one of `world` ranks trains per optimizer step.
+
+    Raises:
+        UserError: the step cannot be shared evenly; the message names the world sizes that can.
+    """
+    per_step = config.train.global_batch // config.train.micro_batch
+    if per_step % world:
+        fitting = ", ".join(str(n) for n in range(1, per_step + 1) if per_step % n == 0)
+        raise UserError(
+            f"a global batch of {config.train.global_batch} in micro-batches of {config.train.micro_batch} cannot be "
+            f"shared by {world} processes: start one of {fitting}"
+        )
+    return per_step // world
+
+
+def check(config: Config, world: int) -> None:
+    """Every check that spans two parts of the recipe or the recipe and the number of processes.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    accumulation(config, world)
+    buckets, samples = config.data.buckets, config.monitor.samples
+    if world > 1 and config.strategy.name == "single":
+        raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
+    if samples.every_steps and samples.prompts and max(samples.width_px, samples.height_px) > 2 * buckets.max_side_px:
+        raise UserError(
+            f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side that "
+            f"is trained ({buckets.max_side_px} px): lower monitor.samples.width_px and height_px"
+        )
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The recipe as plain values with secrets blacked out, fit to be saved and shown."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): _redacted(str(key), value) for key, value in plain.items()}
+
+
+def _redacted(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _redacted(str(k), v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_redacted(key, v) for v in value]
+    if not isinstance(value, str):
+        return value
+    return "***" if SECRET.search(key) and value else CREDENTIALS.sub("***", value)
