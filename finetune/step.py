@@ -1,10 +1,12 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch
+from finetune.data.loader import Batch, LatentShape
 from finetune.diffusion.objective import Objective
 from finetune.model.assemble import encode_pixels
 
@@ -27,3 +29,19 @@ class TrainingStep:
         with self._autocast:
             prediction = self._trainee(model_input, batch.timesteps, batch.input_ids)
         return self._objective.loss(prediction, target, batch.timesteps)
+
+
+def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
+    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, chunks, 77]); for trying out
+    whether it fits."""
+    size = len(input_ids)
+    noise = torch.zeros(size, *latents.of(width, height))
+    return Batch(
+        pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        input_ids=torch.from_numpy(input_ids),
+        timesteps=torch.zeros(size, dtype=torch.int64),
+        noise=noise,
+        perturbation=noise,
+        posterior_noise=noise,
+        bad=[],
+    )

@@ -1,22 +1,25 @@
 """Going on from a checkpoint: what must be as it was, and what is saved to be able to tell."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from finetune.checkpoint.store import Checkpoint
+from finetune.data.config import DataConfig
 from finetune.data.plan import PLAN_VERSION
 from finetune.errors import UserError
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "diffusers", "transformers", "bitsandbytes", "numpy")
 
 
-def identity(*, index: str, seed: int, micro_batch: int, global_batch: int, window_shards: int, buckets: Any) -> dict[str, Any]:
-    """All that the plan is a function of; a run can only go on while it is unchanged.
+def plan_identity(
+    data: DataConfig, *, index: str, seed: int, micro_batch: int, global_batch: int
+) -> dict[str, Any]:
+    """All that the plan is a function of, by the settings' names; a run can only go on while it is unchanged.
 
     Args:
         index: the index's fingerprint.
-        buckets: the settings under data.buckets.
     """
     return {
         "plan_version": PLAN_VERSION,
@@ -24,8 +27,8 @@ def identity(*, index: str, seed: int, micro_batch: int, global_batch: int, wind
         "run.seed": seed,
         "train.micro_batch": micro_batch,
         "train.global_batch": global_batch,
-        "data.window_shards": window_shards,
-        "data.buckets": buckets,
+        "data.window_shards": data.window_shards,
+        "data.buckets": asdict(data.buckets),
     }
 
 

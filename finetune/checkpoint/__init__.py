@@ -1,0 +1,1 @@
+"""Checkpoints: stored atomically, verified, resumed, exported."""

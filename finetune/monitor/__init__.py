@@ -1,0 +1,1 @@
+"""Watching a run: metrics, events, status, ledger, samples and trackers."""

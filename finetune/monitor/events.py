@@ -1,0 +1,18 @@
+"""events.jsonl: what happened to the run, as it happened."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.monitor.files import append_lines
+
+
+class EventLog:
+    """An append-only list of events."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append an event with its time (UTC) and wait until it is on the disk."""
+        append_lines(self._path, [{"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **fields}])

@@ -1,0 +1,46 @@
+"""metrics.jsonl: one line per optimizer step, each step once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.monitor.files import append_lines, read_lines, replace_text
+
+Values = dict[str, Any]
+
+
+class MetricsLog:
+    """Steps are recorded as they happen, without waiting for the device, and written in batches."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pending: list[Values] = []
+
+    def record(self, values: Values) -> None:
+        """Keep one step's values; scalar tensors stay where they are until the flush."""
+        self._pending.append(values)
+
+    def flush(self) -> list[Values]:
+        """Read all tensors from the device at once and write the pending lines; what was written."""
+        tensors = [v for values in self._pending for v in values.values() if isinstance(v, Tensor)]
+        numbers = iter(torch.stack([t.detach().float() for t in tensors]).tolist() if tensors else ())
+        lines = [
+            {key: next(numbers) if isinstance(value, Tensor) else value for key, value in values.items()}
+            for values in self._pending
+        ]
+        append_lines(self._path, lines)
+        self._pending.clear()
+        return lines
+
+    def supersede(self, step: int) -> int:
+        """Move lines of steps beyond `step` to metrics.superseded.jsonl, as a resume will write them again; how many
+        that were."""
+        lines = read_lines(self._path)
+        later = [line for line in lines if line["step"] > step]
+        append_lines(self._path.with_suffix(".superseded.jsonl"), later)
+        kept = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
+        replace_text(self._path, "".join(kept))
+        return len(later)

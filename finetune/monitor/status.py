@@ -1,0 +1,74 @@
+"""status.json: how the run is, rewritten every few seconds, and how to judge it from outside."""
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.monitor.files import replace_text
+
+MISSED_HEARTBEATS = 12
+"""A run that says it is running and has been silent for this many heartbeats is stale."""
+
+
+class StatusFile:
+    """Keeps status.json fresh from a thread of its own, so a long step does not look like a death."""
+
+    def __init__(self, path: Path, heartbeat_s: float, **fields: Any) -> None:
+        self._path = path
+        self._heartbeat_s = heartbeat_s
+        self._fields: dict[str, Any] = {
+            "state": "starting",
+            "started": time.time(),
+            "heartbeat_s": heartbeat_s,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            **fields,
+        }
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._beat, name="status", daemon=True)
+        self._thread.start()
+
+    def update(self, **fields: Any) -> None:
+        """Change fields; they are written with the next heartbeat."""
+        with self._lock:
+            self._fields.update(fields)
+
+    def close(self, state: str) -> None:
+        """Write the final state (finished, preempted, stopped or failed) and stop."""
+        self.update(state=state)
+        self._stop.set()
+        self._thread.join()
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._heartbeat_s):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            text = json.dumps({**self._fields, "heartbeat": time.time()}, indent=1)
+        replace_text(self._path, text)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of the run in a folder. Raises UserError where there is no run."""
+    path = folder / "status.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run's folder (it has no status.json): give runs/NAME")
+    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return status
+
+
+def health(status: dict[str, Any], now: float) -> str:
+    """finished, preempted, stopped or failed as the run said; else healthy, or stale where it has fallen silent."""
+    if status["state"] not in {"starting", "running"}:
+        return str(status["state"])
+    silent_s = now - status["heartbeat"]
+    return "healthy" if silent_s <= MISSED_HEARTBEATS * status["heartbeat_s"] else "stale"

@@ -1,0 +1,159 @@
+"""Everything that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar, together."""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from finetune.data.loader import BadSample
+from finetune.data.plan import MicroBatch
+from finetune.errors import UserError
+from finetune.monitor.config import MonitorConfig
+from finetune.monitor.curves import draw_curves
+from finetune.monitor.events import EventLog
+from finetune.monitor.files import read_lines, replace_text
+from finetune.monitor.ledger import Ledger
+from finetune.monitor.metrics import MetricsLog, Values
+from finetune.monitor.progress import ProgressBar
+from finetune.monitor.samples import save_grid
+from finetune.monitor.status import StatusFile
+from finetune.monitor.trackers import open_trackers
+
+SPEED_WINDOW_STEPS = 50
+
+
+class Watch:
+    """Writes a run's folder. A context: how it is left decides the state that status.json ends with."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: MonitorConfig,
+        recipe: dict[str, Any],
+        *,
+        done_steps: int,
+        total_steps: int,
+        global_batch: int,
+        max_bad_share: float,
+    ) -> None:
+        """Open the run's folder, and take back what it holds beyond `done_steps`.
+
+        Args:
+            recipe: the resolved recipe with its secrets blacked out.
+            done_steps: steps of the checkpoint that is resumed from; 0 at the start.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._total_steps = total_steps
+        self._global_batch = global_batch
+        self._max_bad_share = max_bad_share
+        self._bad: Counter[str] = Counter()
+        self._drawn = 0
+        self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
+        replace_text(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        self._events = EventLog(folder / "events.jsonl")
+        self._metrics = MetricsLog(folder / "metrics.jsonl")
+        self._ledger = Ledger(folder / "ledger")
+        superseded = self._metrics.supersede(done_steps)
+        self._ledger.supersede(done_steps)
+        self._status = StatusFile(
+            folder / "status.json", config.heartbeat_s, step=done_steps, total_steps=total_steps, name=name
+        )
+        self._trackers = open_trackers(config, folder, name, recipe, done_steps, self._events)
+        self._progress = ProgressBar(total_steps, done_steps)
+        if done_steps:
+            self.event("resumed", step=done_steps, superseded_steps=superseded)
+            self._progress.say(f"resumed after step {done_steps:,}")
+        else:
+            self.event("started", step=0)
+
+    def __enter__(self) -> "Watch":
+        self._status.update(state="running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state = "finished" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed"
+        reason = {} if error is None else {"reason": str(error) or type(error).__name__}
+        self.event(state, **reason)
+        self._trackers.close()
+        self._progress.close()
+        self._status.close(state)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Write down that something happened."""
+        self._events.write(kind, **fields)
+
+    def say(self, text: str) -> None:
+        """Print a line beside the progress bar."""
+        self._progress.say(text)
+
+    def record(self, values: Values, micro_batches: list[MicroBatch]) -> None:
+        """Keep a step's values and draws until the next flush; does not wait for the device."""
+        self._step_times.append(values["step_s"])
+        images_per_s = self._global_batch * len(self._step_times) / sum(self._step_times)
+        self._metrics.record({**values, "images_per_s": images_per_s})
+        self._ledger.record(values["step"], micro_batches)
+
+    def flush(self, bad: Iterable[BadSample]) -> None:
+        """Write what was recorded since the last flush.
+
+        Args:
+            bad: draws of all ranks in that time whose sample could not be used.
+
+        Raises:
+            UserError: more samples than the recipe allows could not be used.
+            FloatingPointError: the loss is not finite; no checkpoint is saved of such a model.
+        """
+        for one in bad:
+            self._bad[one.reason] += 1
+            self.event("bad sample", **one._asdict())
+            self._ledger.substitute(one.step, one.slot, one.substitute)
+        self._ledger.flush()
+        lines = self._metrics.flush()
+        if not lines:
+            return
+        for line in lines:
+            rates = {f"lr/{group}": rate for group, rate in line["lr"].items()}
+            numbers = {k: float(v) for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+            self._trackers.log(line["step"], {**numbers, **rates})
+        self._show(lines[-1])
+        self._judge(lines)
+
+    def grid(self, step: int, grid: Image.Image) -> None:
+        """Keep a grid of samples."""
+        save_grid(grid, self.folder / "samples", step)
+        self._trackers.image(step, "samples", grid)
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        """Note a checkpoint."""
+        self._status.update(checkpoint=checkpoint.name)
+        self.event("checkpoint", step=step, name=checkpoint.name)
+
+    def curves(self) -> Path:
+        """Draw the whole run's curves."""
+        return draw_curves(read_lines(self.folder / "metrics.jsonl"), self.folder / "curves.png")
+
+    def _show(self, line: Values) -> None:
+        eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
+        shown = {key: line[key] for key in ("step", "loss", "images_per_s", "epoch")}
+        self._status.update(eta_s=eta_s, bad_samples=self._bad.total(), **shown)
+        self._progress.update(line["step"], line["loss"], line["images_per_s"], eta_s)
+
+    def _judge(self, lines: list[Values]) -> None:
+        self._drawn += len(lines) * self._global_batch
+        if self._bad.total() > max(1, self._max_bad_share * self._drawn):
+            reasons = "; ".join(f"{count}× {reason}" for reason, count in self._bad.most_common(3))
+            raise UserError(
+                f"{self._bad.total()} of {self._drawn} samples could not be used ({reasons}): they are listed in "
+                f"{self.folder / 'events.jsonl'}; mend the data or raise data.max_bad_share"
+            )
+        for line in lines:
+            if not abs(line["loss"]) < float("inf"):
+                raise FloatingPointError(f"the loss of step {line['step']} is {line['loss']}")

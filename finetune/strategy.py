@@ -1,0 +1,31 @@
+"""What a recipe says about how the work is spread over processes."""
+
+from dataclasses import dataclass
+
+from finetune.errors import UserError
+
+STRATEGIES = ("single", "zero1", "zero2")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass
+class StrategyConfig:
+    """One process, or DeepSpeed ZeRO over as many as are launched."""
+
+    name: str = "zero2"
+    """single, zero1 (optimizer state sharded) or zero2 (gradients too)."""
+    precision: str = "bf16"
+    """fp32, or bf16: autocast over fp32 weights."""
+    timeout_s: int = 1800
+    """How long a rank waits for the others before the run is given up."""
+    threads: int = 0
+    """CPU threads per process; 0 leaves it to torch and the launcher. Sums depend on it, so a CPU run that is to be
+    repeated digit for digit needs it fixed."""
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise UserError(f"strategy.name is {self.name!r}: use one of {', '.join(STRATEGIES)}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"strategy.precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}")
+        if self.timeout_s < 1 or self.threads < 0:
+            raise UserError("strategy.timeout_s must be at least 1 and strategy.threads not below 0")
