@@ -55,7 +55,9 @@ def build(source: Path, out: Path, *, shard_mib: int, text_as: str, workers: int
     out.mkdir(parents=True, exist_ok=True)
     foreign = set(out.glob("*.tar")) - {plan.path for plan in plans}
     if foreign:
-        raise UserError(f"{out} holds {min(foreign).name}, which is not of this build: remove it or give another folder")
+        raise UserError(
+            f"{out} holds {min(foreign).name}, which is not of this build: remove it or give another folder"
+        )
     jobs = [(plan, text_as) for plan in plans]
     refused = [r for batch in in_parallel(write_shard, jobs, workers, "writing shards") for r in batch]
     index, more = index_folder(out, text_as, workers)
@@ -69,7 +71,9 @@ def plan_shards(source: Path, out: Path, shard_bytes: int, text_as: str) -> list
         raise UserError(f"{source} is not a folder: give the folder that holds the pictures")
     paths = sorted(p for p in source.rglob("*") if p.suffix.lower()[1:] in IMAGE_SUFFIXES and p.is_file())
     if not paths:
-        raise UserError(f"there are no pictures below {source}: it has to hold {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise UserError(
+            f"there are no pictures below {source}: it has to hold {', '.join(sorted(IMAGE_SUFFIXES))} files"
+        )
     sources = [Source(f"{i:09d}", path, path.relative_to(source).as_posix()) for i, path in enumerate(paths)]
     order = shuffled_order(hash_counters(purpose_key(0, "shards"), range(len(sources))))
 
@@ -83,7 +87,8 @@ def plan_shards(source: Path, out: Path, shard_bytes: int, text_as: str) -> list
         groups[-1].append(sources[i])
         room -= size
     return [
-        ShardPlan(out / f"shard-{number:05d}.tar", group, _digest(group, text_as)) for number, group in enumerate(groups)
+        ShardPlan(out / f"shard-{number:05d}.tar", group, _digest(group, text_as))
+        for number, group in enumerate(groups)
     ]
 
 

@@ -46,7 +46,8 @@ def start(config: Config) -> None:
 def fail(error: UserError) -> NoReturn:
     """Say it once per node, without a traceback."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+        # OmegaConf appends lines of its own to what a dataclass raises.
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -34,6 +34,8 @@ class RunConfig:
     """Every random choice of the run is a function of this."""
 
     def __post_init__(self) -> None:
+        if self.name == MISSING:
+            return
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise UserError(f"run.name is {self.name!r}: use letters, digits, '-', '_' and '.' only")
 

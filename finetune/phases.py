@@ -52,7 +52,7 @@ class Phases:
         return 1 + sum(step >= end for end in self._ends[:-1])
 
     def rates(self, step: int) -> dict[str, float]:
-        """Learning rate of every parameter group at a step counted from 0: phase's base rate times the run's schedule."""
+        """Learning rate of every parameter group at a step counted from 0: the phase's rate times the schedule."""
         phase = self._phases[self.number(step) - 1]
         factor = rate_factor(self._optim, step, self.total_steps)
         lr = self._optim.lr if phase.lr is None else phase.lr

@@ -27,7 +27,7 @@ EXIT_CODES = {"healthy": 0, "finished": 0, "stale": 3, "failed": 4, "stopped": 5
 def status(
     run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
-    """Show how a run is, also after its death. Exit code 0 healthy or finished, 3 stale, 4 failed, 5 stopped by hand."""
+    """Show how a run is, also after its death. Exit code: 0 healthy or finished, 3 stale, 4 failed, 5 stopped."""
     facts = read_status(run)
     facts["health"] = health(facts, time.time())
     facts["checkpoints"] = [path.name for path in finished(run / "checkpoints")]

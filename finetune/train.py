@@ -93,7 +93,9 @@ class Run:
     def trial(self) -> None:
         """Take a step of the largest bucket and the longest prompt at rate 0 and forget it, so that memory runs out in
         the first minute or never. Raises UserError where it does, or where the model gives no finite loss."""
-        width, height = max((self.plan.sizes[b] for b in self.plan.draws_per_epoch.nonzero()[0]), key=lambda s: s.prod())
+        width, height = max(
+            (self.plan.sizes[b] for b in self.plan.draws_per_epoch.nonzero()[0]), key=lambda s: s.prod()
+        )
         micro_batch = self.config.train.micro_batch
         batch = trial_batch(self.tokenizer.longest(micro_batch), int(width), int(height), self.latents)
         try:

@@ -34,6 +34,7 @@ def sampling_scheduler(config: DiffusionConfig) -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 

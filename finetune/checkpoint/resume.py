@@ -13,9 +13,7 @@ from finetune.errors import UserError
 PACKAGES = ("torch", "deepspeed", "accelerate", "diffusers", "transformers", "bitsandbytes", "numpy")
 
 
-def plan_identity(
-    data: DataConfig, *, index: str, seed: int, micro_batch: int, global_batch: int
-) -> dict[str, Any]:
+def plan_identity(data: DataConfig, *, index: str, seed: int, micro_batch: int, global_batch: int) -> dict[str, Any]:
     """All that the plan is a function of, by the settings' names; a run can only go on while it is unchanged.
 
     Args:

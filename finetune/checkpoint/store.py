@@ -158,7 +158,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint:
     try:
         return _opened(folder / (folder / LATEST).read_text(encoding="utf-8").strip())
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no finished checkpoint: give the folder of a run that has saved one") from error
+        raise UserError(
+            f"{folder} holds no finished checkpoint: give the folder of a run that has saved one"
+        ) from error
 
 
 def _opened(folder: Path) -> Checkpoint:

@@ -107,7 +107,8 @@ class Index:
         [samples]."""
         first_rows = np.cumsum([0, *(shard.samples for shard in self.shards)])
         ordinals = np.arange(len(self)) - first_rows[self.shard]
-        return self.shard.astype(np.uint64) << np.uint64(32) | ordinals.astype(np.uint64)
+        ids: U64 = self.shard.astype(np.uint64) << np.uint64(32) | ordinals.astype(np.uint64)
+        return ids
 
     def key(self, row: int) -> str:
         """The sample's key, as its members are called in the shard."""

@@ -57,9 +57,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on the device; pinned memory is copied asynchronously."""
-        return self._replace(
-            **{name: t.to(device, non_blocking=True) for name, t in self._asdict().items() if isinstance(t, Tensor)}
-        )
+        *tensors, bad = self
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), bad)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def make_prompt(labels: Labels, config: CaptionsConfig, rng: CounterRng) -> str:
 
 
 def choose_kind(labels: Labels, config: CaptionsConfig, choice: float) -> str | None:
-    """"tags" or "caption" by weight among what the sample has; the other where only one of them is there.
+    """ "tags" or "caption" by weight among what the sample has; the other where only one of them is there.
 
     A kind of weight 0 is never used, even if it is all there is.
     """

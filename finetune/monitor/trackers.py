@@ -40,21 +40,21 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, resumed_step: int) -> None:
         # On resume, what was written beyond the checkpoint is struck out, so that no step stands twice.
         purge = resumed_step + 1 if resumed_step else None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Write a picture."""
-        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbTracker:
@@ -127,7 +127,7 @@ class Trackers:
 def open_trackers(
     config: MonitorConfig, folder: Path, name: str, recipe: dict[str, Any], resumed_step: int, events: EventLog
 ) -> Trackers:
-    """The trackers that the recipe asks for. `recipe` is shown to the world, so it comes with its secrets blacked out."""
+    """The trackers that the recipe asks for. `recipe` comes with its secrets blacked out."""
     trackers = Trackers(events)
     if config.tensorboard:
         trackers.open("tensorboard", lambda: TensorBoardTracker(folder, resumed_step))

@@ -1,4 +1,4 @@
-"""Everything that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar, together."""
+"""All that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
 from finetune.data.loader import BadSample
@@ -55,7 +55,7 @@ class Watch:
         self._bad: Counter[str] = Counter()
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
-        replace_text(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
         self._events = EventLog(folder / "events.jsonl")
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._ledger = Ledger(folder / "ledger")
