@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, check, typed
 from finetune.errors import UserError
 
+ConfigStore.instance().store(name="schema", node=Config)
 USAGE = "give a recipe: python -m finetune conf=NAME"
 
 
@@ -26,7 +27,6 @@ def main() -> None:
     try:
         name, overrides = split_arguments(sys.argv[1:])
         folder = recipe_folder(name)
-        ConfigStore.instance().store(name="schema", node=Config)
         if any(argument.startswith("-") for argument in overrides):
             hydra_command(name, folder, overrides)
         else:

@@ -19,8 +19,8 @@ from finetune.data.images import load, probe
 
 app = typer.Typer(no_args_is_help=True, help="A small run from end to end, on any machine.")
 PICTURES = 3000
-VAE_STEPS = 400
-VAE_SIDE_PX = 64
+VAE_STEPS = 300
+VAE_SIDE_PX = 48
 
 
 @app.command()

@@ -14,9 +14,9 @@ from finetune.diffusion.config import DiffusionConfig
 from finetune.checkpoint.export import sampling_scheduler
 from finetune.monitor.samples import captioned_grid
 
-SIDE_PX = 64
-CENTRE_PX = 12
-BORDER_PX = 4
+SIDE_PX = 48
+CENTRE_PX = 8
+BORDER_PX = 3
 SAMPLING = {"num_inference_steps": 25, "guidance_scale": 4.0, "guidance_rescale": 0.7, "height": SIDE_PX, "width": SIDE_PX}
 
 

@@ -25,7 +25,7 @@ class TinySizes:
     """Channels of the parts; as many levels as there are numbers."""
 
     unet: tuple[int, ...] = (64, 128)
-    vae: tuple[int, ...] = (16, 32, 48, 48)
+    vae: tuple[int, ...] = (16, 32, 48)
     text: int = 64
     text_layers: int = 3
 

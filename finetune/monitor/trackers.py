@@ -86,7 +86,7 @@ class WandbTracker:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Trackers:

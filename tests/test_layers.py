@@ -1,0 +1,109 @@
+"""Imports go down only, and what tools need stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*ROOT.glob("finetune/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
+# The longest prefix that fits decides. What owns a dataclass of the recipe has to be light as well.
+LAYERS = {
+    "finetune": 0,
+    "finetune.errors": 0,
+    "finetune.strategy": 0,
+    "finetune.data.config": 0,
+    "finetune.model.config": 0,
+    "finetune.optim.config": 0,
+    "finetune.diffusion.config": 0,
+    "finetune.checkpoint.config": 0,
+    "finetune.monitor.config": 0,
+    "finetune.distributed": 1,
+    "finetune.diffusion": 1,
+    "finetune.data": 1,
+    "finetune.data.images": 2,
+    "finetune.data.source": 2,
+    "finetune.data.loader": 2,
+    "finetune.model": 2,
+    "finetune.optim": 2,
+    "finetune.checkpoint": 2,
+    "finetune.step": 3,
+    "finetune.phases": 4,
+    "finetune.monitor": 4,
+    "finetune.config": 5,
+    "finetune.train": 6,
+    "finetune.runs": 6,
+    "finetune.__main__": 6,
+}
+NUMPY_ONLY = ("hashing", "index", "labels", "plan", "buckets", "prompts", "prepare", "config")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "bitsandbytes", "matplotlib", "wandb")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> int:
+    while module not in LAYERS:
+        module = module.rpartition(".")[0]
+    return LAYERS[module]
+
+
+def imports(path: Path) -> list[str]:
+    """The project's own modules that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [node.module or ""]
+            found += [f"{node.module}.{alias.name}" for alias in node.names if is_module(f"{node.module}.{alias.name}")]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.split(".")[0] in {"finetune", "data_tools"}]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down_only(path: Path) -> None:
+    module = module_name(path)
+    for name in imports(path):
+        if module.startswith("data_tools"):
+            assert name not in {"finetune.train", "finetune.runs", "finetune.__main__"}
+        else:
+            assert not name.startswith("data_tools"), f"{module} imports {name}"
+            assert layer(name) <= layer(module), f"{module} imports {name}"
+
+
+def imported_by(*modules: str) -> set[str]:
+    program = f"import sys, {', '.join(modules)}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_recipe_s_schema_imports_nothing_heavy() -> None:
+    assert not imported_by("finetune.config", "finetune.__main__") & {*HEAVY, "PIL", "pyarrow"}
+
+
+def test_the_plan_needs_no_torch() -> None:
+    assert not imported_by(*(f"finetune.data.{name}" for name in NUMPY_ONLY)) & {*HEAVY, "PIL"}
+
+
+def test_the_objective_needs_torch_alone() -> None:
+    heavy = imported_by("finetune.diffusion.objective") & set(HEAVY)
+    assert heavy == {"torch"}
+
+
+def test_accelerate_and_deepspeed_have_one_home() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if {name.split(".")[0] for name in names} & {"accelerate", "deepspeed"}:
+                assert module_name(path).startswith("finetune.distributed")

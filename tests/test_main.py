@@ -1,0 +1,137 @@
+"""The command line: recipes, overrides, and one sentence for every mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.__main__ import compose_recipe, explain, packaged_folder, recipe_folder, recipes, split_arguments
+from finetune.errors import UserError
+
+RECIPE = ["data.shards=/nowhere"]
+
+
+def compose(*overrides: str, name: str = "hyperfusion"):  # type: ignore[no-untyped-def]
+    return compose_recipe(name, recipe_folder(name), [*RECIPE, *overrides])
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in packaged_folder().glob("*.yaml")))
+def test_every_recipe_of_ours_composes(name: str) -> None:
+    assert compose(name=name).run.name == name
+
+
+def test_hyperfusion_says_what_was_published() -> None:
+    config = compose()
+    assert (config.train.micro_batch, config.train.global_batch) == (8, 256)
+    assert [(p.epochs, p.text_encoder_lr) for p in config.phases] == [(10, 1e-6), (6, 1e-7)]
+    assert (config.optim.name, config.optim.lr, config.optim.schedule) == ("adamw8bit", 4e-6, "linear")
+    assert (config.model.clip_skip, config.model.max_tokens) == (2, 525)
+    buckets = config.data.buckets
+    assert (buckets.resolution_px, buckets.max_side_px, buckets.step_px, config.data.flip) == (768, 1024, 32, 0.5)
+    assert (config.captions.tag_drop, config.captions.drop, config.captions.shuffle_tags) == (0.15, 0.1, True)
+    diffusion = config.diffusion
+    assert (diffusion.weighting, diffusion.snr_gamma, diffusion.zero_terminal_snr) == ("soft_min_snr", 3.0, True)
+    assert diffusion.input_perturbation == 0.02
+    assert config.strategy.name == "zero2"
+
+
+def test_groups_and_values_are_overridden_as_hydra_does() -> None:
+    config = compose("data=px1024", "strategy=single", "phases=[{steps: 7, lr: 1e-4}]")
+    assert config.data.buckets.max_side_px == 1536
+    assert config.strategy.name == "single"
+    assert (config.phases[0].steps, config.phases[0].lr) == (7, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("farfetched=1", "there is no setting farfetched: `--cfg job` shows all that there are"),
+        ("optim.rl=1", "there is no setting optim.rl: did you mean optim.lr"),
+        ("optim.lr=fast", "optim.lr is 'fast': give a value of type float"),
+        ("optim.name=sgd", "optim.name is 'sgd': use one of adamw, adamw8bit"),
+        ("train.micro_batch=half", "train.micro_batch is 'half': give a value of type integer"),
+        ("train.global_batch=255", "train.global_batch is 255 and train.micro_batch 8"),
+        ("phases=[]", "phases is empty: give the run a length"),
+        ("phases=[{steps: 3, epochs: 2}]", "a phase needs either epochs or steps"),
+        ("model.clip_skip=0", "model.clip_skip is 0: use 1"),
+        ("data.buckets.step_px=12", "data.buckets.step_px is 12: use a positive multiple of 8"),
+        ("resume=maybe", "resume is 'maybe': use one of auto, never"),
+        ("run.name=../x", "run.name is '../x'"),
+        ("strategy=zero9", "zero9"),
+        ("captions.drop=2", "captions.drop is 2.0: use a number from 0 to 1"),
+        ("monitor.wandb.mode=loud", "monitor.wandb.mode is 'loud'"),
+        ("data.shards=???", "data.shards is not set: give it in the recipe or as data.shards="),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_key_value_and_remedy(override: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        compose(override)
+    sentence = str(raised.value).splitlines()[0]
+    assert message in sentence
+
+
+def test_the_user_s_own_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    mine = "defaults: [schema, {model: sd15}, _self_]\nrun: {name: mine}\nphases: [{steps: 3}]\n"
+    (tmp_path / "conf" / "mine.yaml").write_text(mine)
+    monkeypatch.chdir(tmp_path)
+    assert {"mine", "demo", "hyperfusion"} <= set(recipes())
+    config = compose(name="mine")
+    assert config.run.name == "mine"
+    assert config.model.path.startswith("stable-diffusion-v1-5/")
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"there is no recipe 'hyperfusio' .*use one of demo, hyperfusion"):
+        recipe_folder("hyperfusio")
+
+
+def test_a_recipe_has_to_be_given() -> None:
+    with pytest.raises(UserError, match=r"conf=NAME, where NAME is one of demo"):
+        split_arguments(["optim.lr=1"])
+    assert split_arguments(["conf=demo.yaml", "a=1"]) == ("demo", ["a=1"])
+
+
+def test_messages_without_a_key_are_kept_in_one_line() -> None:
+    assert explain(ValueError("one\ntwo")) == "one two"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["conf=demo", "farfetched=1"], "there is no setting farfetched"),
+        (["conf=demo", "optim.lr=fast"], "optim.lr is 'fast'"),
+        (["conf=nope"], "there is no recipe 'nope'"),
+    ],
+)
+def test_the_command_ends_with_one_sentence_and_code_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_three_processes_cannot_share_a_global_batch_of_16() -> None:
+    overrides = ["conf=hyperfusion", "data.shards=/nowhere", "train.micro_batch=4", "train.global_batch=16"]
+    first = run(*overrides, WORLD_SIZE="3", RANK="0", LOCAL_RANK="0")
+    assert first.returncode == 2
+    expected = "a global batch of 16 in micro-batches of 4 cannot be shared by 3 processes: start one of 1, 2, 4\n"
+    assert first.stderr == f"error: {expected}"
+    second = run(*overrides, WORLD_SIZE="3", RANK="1", LOCAL_RANK="1")
+    assert (second.returncode, second.stderr) == (2, "")
+
+
+def test_hydra_s_own_flags_work() -> None:
+    shown = run("conf=demo", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    assert "weight_floor:" in shown.stdout
+    assert not (Path.cwd() / "outputs").exists()

@@ -1,0 +1,50 @@
+"""Phases over the steps of a run."""
+
+import numpy as np
+import pytest
+
+from finetune.data.plan import Plan
+from finetune.errors import UserError
+from finetune.optim.config import OptimConfig
+from finetune.phases import PhaseConfig, Phases, trains_text_encoder
+
+PLAN = Plan(
+    np.arange(1000, dtype=np.uint64),
+    np.zeros(1000, dtype=np.int64),
+    np.array([[64, 64]]),
+    micro_batch=4,
+    global_batch=16,
+    window_shards=1,
+    seed=0,
+)  # 62.5 steps an epoch
+OPTIM = OptimConfig(lr=4e-6, text_encoder_lr=1e-6, schedule="linear")
+
+
+def test_the_recipe_s_two_phases() -> None:
+    phases = Phases([PhaseConfig(epochs=10), PhaseConfig(epochs=6, text_encoder_lr=1e-7)], OPTIM, PLAN)
+    assert phases.total_steps == 1000
+    assert (phases.number(624), phases.number(625)) == (1, 2)
+    assert phases.rates(0) == pytest.approx({"unet": 4e-6, "text_encoder": 1e-6})
+    # The schedule runs on over the border; only the base rate changes.
+    assert phases.rates(500) == pytest.approx({"unet": 2e-6, "text_encoder": 5e-7})
+    assert phases.rates(750) == pytest.approx({"unet": 1e-6, "text_encoder": 2.5e-8})
+
+
+def test_lengths_in_steps_and_epochs_mix() -> None:
+    phases = Phases([PhaseConfig(steps=7), PhaseConfig(epochs=2), PhaseConfig(steps=3, lr=1.0)], OPTIM, PLAN)
+    assert phases.total_steps == 7 + 125 + 3
+    assert [phases.number(step) for step in (0, 6, 7, 131, 132, 134)] == [1, 1, 2, 2, 3, 3]
+    assert phases.rates(132)["unet"] == pytest.approx(3 / 135)
+
+
+def test_the_text_encoder_trains_if_any_phase_gives_it_a_rate() -> None:
+    frozen = OptimConfig(text_encoder_lr=0.0)
+    assert not trains_text_encoder([PhaseConfig(steps=1)], frozen)
+    assert trains_text_encoder([PhaseConfig(steps=1), PhaseConfig(steps=1, text_encoder_lr=1e-6)], frozen)
+    assert not trains_text_encoder([PhaseConfig(steps=1, text_encoder_lr=0.0)], OPTIM)
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps": 3, "epochs": 1.0}, {"steps": 0}, {"epochs": -1.0}])
+def test_a_phase_needs_one_length(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="a phase"):
+        PhaseConfig(**settings)  # type: ignore[arg-type]
