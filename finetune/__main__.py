@@ -117,7 +117,7 @@ def explain(error: Exception) -> str:
 
 def suggestion(key: str) -> str:
     """The settings nearest to a mistyped one, or where all of them are listed."""
-    near = difflib.get_close_matches(key, settings(OmegaConf.structured(Config)), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, settings(OmegaConf.structured(Config)), n=3, cutoff=0.75)
     return f": did you mean {' or '.join(near)}?" if near else ": `--cfg job` shows all that there are"
 
 

@@ -1,8 +1,11 @@
 """From trained parts to a diffusers folder that `StableDiffusionPipeline.from_pretrained` loads and samples rightly."""
 
+import copy
+import re
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from finetune.diffusion.config import DiffusionConfig
@@ -16,9 +19,15 @@ Finetuned with Longhaul; {steps:,} optimizer steps. The scheduler in this folder
 (v-prediction{zero_snr}, trailing spacing). Sample with
 
 ```python
-pipeline(prompt, guidance_scale=7.0, guidance_rescale=0.7{clip_skip})
+pipeline(prompt, guidance_scale=7.0, guidance_rescale=0.7)
 ```
+
+Trained with clip skip {clip_skip}. The text encoder in this folder ends at the layer that was trained, so give no
+`clip_skip` to diffusers, and set `model.clip_skip=1` to finetune it further.
 """
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+TEXT_ENCODER_PREFIX = "text_model."
+"""With which every program but transformers 5 names the text encoder's weights; transformers 5 reads either."""
 
 
 def sampling_scheduler(config: DiffusionConfig) -> DDIMScheduler:
@@ -61,11 +70,26 @@ def build_pipeline(
 
 
 def export(pipeline: StableDiffusionPipeline, folder: Path, *, model: ModelConfig, steps: int) -> Path:
-    """Write a pipeline as a diffusers folder with safetensors weights and a card that says how to sample."""
+    """Write a pipeline as a diffusers folder with safetensors weights and a card that says how to sample.
+
+    The layers that clip skip passes over are left out, so that the folder samples as it was trained without being told.
+    """
     pipeline.save_pretrained(folder, safe_serialization=True)
+    _save_text_encoder(pipeline.text_encoder, folder / "text_encoder", model.clip_skip)
     zero_snr = " with zero terminal SNR" if pipeline.scheduler.config.rescale_betas_zero_snr else ""
-    # diffusers counts the layers skipped, webui and our recipes count the layer that is used.
-    clip_skip = f", clip_skip={model.clip_skip - 1}" if model.clip_skip > 1 else ""
-    card = CARD.format(steps=steps, zero_snr=zero_snr, clip_skip=clip_skip)
+    card = CARD.format(steps=steps, zero_snr=zero_snr, clip_skip=model.clip_skip)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path, clip_skip: int) -> None:
+    layers = text_encoder.config.num_hidden_layers - (clip_skip - 1)
+    config = copy.deepcopy(text_encoder.config)
+    config.num_hidden_layers = layers
+    config.save_pretrained(folder)
+    weights = {
+        TEXT_ENCODER_PREFIX + name: weight.detach().cpu().contiguous()
+        for name, weight in text_encoder.state_dict().items()
+        if not (part := LAYER.match(name)) or int(part[1]) < layers
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
