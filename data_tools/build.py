@@ -115,8 +115,8 @@ def write_shard(plan: ShardPlan, text_as: str) -> list[Refused]:
 
 
 def _members(source: Source, text_as: str) -> dict[str, Any]:
-    """A sample as webdataset writes it: the picture's own bytes, and its labels as JSON with all else that the JSON side
-    file held. Raises DataFault where the picture cannot be decoded whole or the side files cannot be read."""
+    """A sample as webdataset writes it: the picture's own bytes, and its labels as JSON with all else that the
+    JSON side file held. Raises DataFault where the picture cannot be decoded whole or the side files cannot be read."""
     data = source.path.read_bytes()
     info = probe(data)
     load(data, fit(info.width, info.height, CHECK_PX, CHECK_PX, 0.5, 0.5), False, (255, 255, 255))

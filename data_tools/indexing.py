@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from data_tools.progress import in_parallel
 from finetune.data.images import probe
-from finetune.data.index import SCHEMA, Index, Shard, file_sha256, write_index
+from finetune.data.index import SCHEMA, TAR_BLOCK, Index, Shard, file_sha256, write_index
 from finetune.data.labels import parse_labels
 from finetune.errors import DataFault, UserError
 
@@ -92,16 +92,26 @@ def _read_shard(name: str, path: Path, text_as: str) -> Part:
     refused: list[Refused] = []
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            _check_end(tar, file)
             for key, group in groupby(_members(tar), key=lambda member: member.key):
                 try:
                     rows.append(_describe(key, list(group), file, text_as))
                 except DataFault as fault:
                     refused.append(Refused(f"{name}: {key}", str(fault)))
     except tarfile.TarError as error:
-        refused.append(Refused(name, f"unfinished or damaged tar after {len(rows)} samples: {error}"))
+        refused.append(Refused(name, f"unfinished or damaged tar: {error}"))
         rows = []
     shard = Shard(name, path.stat().st_size, file_sha256(path), len(rows))
     return Part(shard, pa.Table.from_pylist(rows, SCHEMA), refused)
+
+
+def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
+    """Raise ReadError unless a block of zeros follows the last member: a tar cut short would pass otherwise."""
+    members = tar.getmembers()
+    end = max((m.offset_data + -(-m.size // TAR_BLOCK) * TAR_BLOCK for m in members), default=0)
+    file.seek(end)
+    if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+        raise tarfile.ReadError(f"no end after {len(members)} members")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[Member]:
@@ -113,7 +123,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[Member]:
             yield Member(str(path.with_name(stem)), suffix.lower(), info.offset_data, info.size)
 
 
-def _describe(key: str, members: list[Member], file: Any, text_as: str) -> dict[str, Any]:
+def _describe(key: str, members: list[Member], file: BinaryIO, text_as: str) -> dict[str, Any]:
     """A sample's row of the index, but for its shard. Raises DataFault where it cannot be used."""
     images = [member for member in members if member.suffix in IMAGE_SUFFIXES]
     if len(images) != 1:
@@ -128,10 +138,9 @@ def _describe(key: str, members: list[Member], file: Any, text_as: str) -> dict[
     return {**row, "has_tags": int(bool(labels.tags)), "has_caption": int(bool(labels.captions))}
 
 
-def _bytes(file: Any, member: Member) -> bytes:
+def _bytes(file: BinaryIO, member: Member) -> bytes:
     file.seek(member.offset)
-    data: bytes = file.read(member.size)
-    return data
+    return file.read(member.size)
 
 
 def _save_part(path: Path, part: Part, stamp: str) -> None:

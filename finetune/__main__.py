@@ -125,9 +125,10 @@ def settings(config: DictConfig, prefix: str = "") -> list[str]:
     """Every key of the schema with its dots."""
     names = []
     for key in config:
-        names.append(f"{prefix}{key}")
+        name = f"{prefix}{key!s}"
+        names.append(name)
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            names += settings(config[key], f"{prefix}{key}.")
+            names += settings(config[key], f"{name}.")
     return names
 
 

@@ -130,8 +130,8 @@ def check(config: Config, world: int) -> None:
         raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
     if samples.every_steps and samples.prompts and max(samples.width_px, samples.height_px) > 2 * buckets.max_side_px:
         raise UserError(
-            f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side that "
-            f"is trained ({buckets.max_side_px} px): lower monitor.samples.width_px and height_px"
+            f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side "
+            f"that is trained ({buckets.max_side_px} px): lower monitor.samples.width_px and height_px"
         )
 
 

@@ -45,7 +45,9 @@ def test_samples_far_larger_than_what_is_trained_are_refused() -> None:
 
 
 def test_secrets_are_blacked_out_wherever_they_stand() -> None:
-    plain = resolved(config(data=DataConfig(shards="s3://user:pass@host/data"), model=ModelConfig(path="https://t0k3n@h/x")))
+    plain = resolved(
+        config(data=DataConfig(shards="s3://user:pass@host/data"), model=ModelConfig(path="https://t0k3n@h/x"))
+    )
     assert plain["data"]["shards"] == "s3://***@host/data"
     assert plain["model"]["path"] == "https://***@h/x"
     assert plain["optim"]["lr"] == config().optim.lr

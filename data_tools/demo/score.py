@@ -5,33 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from data_tools.demo.shapes import PALETTE, Scene, test_prompts
-from finetune.diffusion.config import DiffusionConfig
-from finetune.checkpoint.export import sampling_scheduler
+from data_tools.demo.shapes import PALETTE, Scene, check_prompts
 from finetune.monitor.samples import captioned_grid
 
 SIDE_PX = 48
 CENTRE_PX = 8
 BORDER_PX = 3
-SAMPLING = {"num_inference_steps": 25, "guidance_scale": 4.0, "guidance_rescale": 0.7, "height": SIDE_PX, "width": SIDE_PX}
+GRID_PX = 112
+SAMPLING = {"num_inference_steps": 25, "guidance_scale": 4.0, "guidance_rescale": 0.7}
 
 
-def sample_test_prompts(model: Path) -> list[Image.Image]:
-    """Sample the 64 prompts, each from the noise of its own seed, with the scheduler that the demo trains for."""
+def sample_check_prompts(model: Path) -> list[Image.Image]:
+    """Sample the 64 prompts with the model and the scheduler of a diffusers folder, each from a seed of its own."""
     pipeline = StableDiffusionPipeline.from_pretrained(str(model), safety_checker=None)
-    pipeline.scheduler = sampling_scheduler(DiffusionConfig())
     pipeline.set_progress_bar_config(disable=True)
-    prompts = [prompt for prompt, _ in test_prompts()]
+    prompts = [prompt for prompt, _ in check_prompts()]
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    pictures: list[Image.Image] = pipeline(prompts, generator=generators, **SAMPLING).images
-    return pictures
+    sampled = pipeline(prompts, height=SIDE_PX, width=SIDE_PX, generator=generators, **SAMPLING)
+    return list(sampled.images)
 
 
-def nearest_colour(pixels: np.ndarray) -> str:
+def nearest_colour(pixels: npt.NDArray[np.uint8]) -> str:
     """The palette colour nearest to the median of some pixels, uint8 [..., 3], in RGB."""
     median = np.median(pixels.reshape(-1, 3), axis=0)
     distances = {name: float(np.square(median - np.array(rgb)).sum()) for name, rgb in PALETTE.items()}
@@ -55,13 +54,23 @@ def score(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str,
     return {"shape_colour": float(np.mean(shape)), "background_colour": float(np.mean(background))}
 
 
+def side_by_side(grids: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one height in a row: untrained on the left, trained on the right."""
+    joined = Image.new("RGB", (sum(grid.width + GRID_PX // 4 for grid in grids), grids[0].height), "white")
+    for i, grid in enumerate(grids):
+        joined.paste(grid, (i * (grid.width + GRID_PX // 4), 0))
+    return joined
+
+
 def compare(untrained: Path, trained: Path, run: Path) -> dict[str, dict[str, float]]:
     """Score both models, and write the scores and a picture of both models' samples into the run's folder."""
-    prompts, scenes = zip(*test_prompts(), strict=True)
+    prompts, scenes = zip(*check_prompts(), strict=True)
     scores: dict[str, dict[str, float]] = {}
+    grids: list[Image.Image] = []
     for name, model in (("untrained", untrained), ("trained", trained)):
-        pictures = sample_test_prompts(model)
+        pictures = sample_check_prompts(model)
         scores[name] = score(pictures, scenes)
-        captioned_grid([p.resize((128, 128)) for p in pictures], list(prompts)).save(run / "samples" / f"{name}.png")
+        grids.append(captioned_grid([p.resize((GRID_PX, GRID_PX)) for p in pictures], list(prompts)))
+    side_by_side(grids).save(run / "samples" / "demo.png")
     (run / "demo.json").write_text(json.dumps({**scores, "prompts": len(prompts)}, indent=1), encoding="utf-8")
     return scores

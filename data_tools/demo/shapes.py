@@ -52,7 +52,7 @@ def scenes() -> tuple[list[Scene], list[Scene]]:
     return shuffled[HELD_OUT:], shuffled[:HELD_OUT]
 
 
-def test_prompts() -> Iterator[tuple[str, Scene]]:
+def check_prompts() -> Iterator[tuple[str, Scene]]:
     """One prompt for every scene that was held out, in turn as a caption and as tags."""
     for i, scene in enumerate(scenes()[1]):
         yield (scene.caption if i % 2 == 0 else ", ".join(scene.tags)), scene
@@ -72,7 +72,9 @@ def draw(scene: Scene, width: int, height: int, rng: CounterRng) -> Image.Image:
     elif scene.shape == "square":
         pen.rectangle(box, fill=ink)
     else:
-        pen.polygon([(x, y - 1.2 * radius), (x - 1.1 * radius, y + 0.8 * radius), (x + 1.1 * radius, y + 0.8 * radius)], ink)
+        pen.polygon(
+            [(x, y - 1.2 * radius), (x - 1.1 * radius, y + 0.8 * radius), (x + 1.1 * radius, y + 0.8 * radius)], ink
+        )
     return big.resize((width, height), Image.Resampling.BOX)
 
 

@@ -1,4 +1,4 @@
-"""Models of SD1.5's shape, small enough for a CPU: random weights, a tokenizer of their own, and a VAE taught quickly."""
+"""Models of SD1.5's shape, small enough for a CPU: random weights, a tokenizer of their own, a VAE taught quickly."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

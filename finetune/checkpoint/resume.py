@@ -36,7 +36,7 @@ def package_versions() -> dict[str, str]:
 
 
 def check_identity(checkpoint: Checkpoint, current: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first thing that has changed since the checkpoint and would change the data's order."""
+    """Raise UserError naming the first thing that has changed since and would change the order of the data."""
     saved = checkpoint.meta["identity"]
     for name, value in current.items():
         if saved.get(name) != value:

@@ -4,8 +4,8 @@
                               manifest.json      step, world, sizes and SHA-256 of all files, and the run's own notes
                 latest                           name of the newest, replaced last
 
-All ranks write into `step-N.tmp/`; only when every file is on the disk does rank 0 write the manifest and give the folder
-its name, so a kill at any moment leaves the checkpoint before it.
+All ranks write into `step-N.tmp/`; only when every file is on the disk does rank 0 write the manifest and give the
+folder its name, so a kill at any moment leaves the checkpoint before it.
 """
 
 import json
@@ -125,8 +125,8 @@ class CheckpointStore:
             report(sentence)
         if name is None and damaged:
             raise UserError(
-                f"no checkpoint in {self._folder} can be used ({'; '.join(damaged)}): restore one from a copy, or start "
-                "another run with another run.name"
+                f"no checkpoint in {self._folder} can be used ({'; '.join(damaged)}): restore one from a copy, or "
+                "start another run with another run.name"
             )
         return _opened(self._folder / name) if name else None
 

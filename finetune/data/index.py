@@ -156,7 +156,7 @@ class Index:
         with path.open("rb") as file:
             file.seek(int(self.image_offset[row]) - TAR_BLOCK)
             header = file.read(TAR_BLOCK)
-        # ustar, POSIX.1-1988: the size stands in octal at byte 124, the magic at 257; GNU writes large sizes in base 256.
+        # ustar, POSIX.1-1988: the size in octal at byte 124, the magic at 257; GNU writes large sizes in base 256.
         if header[257:262] != b"ustar":
             return False
         field = header[124:136]

@@ -57,8 +57,19 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on the device; pinned memory is copied asynchronously."""
-        *tensors, bad = self
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), bad)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            moved(self.pixels),
+            moved(self.input_ids),
+            moved(self.timesteps),
+            moved(self.noise),
+            moved(self.perturbation),
+            moved(self.posterior_noise),
+            self.bad,
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Preparer:
 
 
 class MicroBatches(Dataset[Batch]):
-    """This rank's micro-batches from a step on; item i is the one at accumulation index i % n of step first + i // n."""
+    """This rank's micro-batches from a step on; item i is number i % n of step first + i // n."""
 
     def __init__(
         self,

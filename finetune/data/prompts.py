@@ -1,4 +1,4 @@
-"""From a sample's tags and captions to its prompt: small functions of (what there is, the recipe, the draw's choices)."""
+"""From a sample's tags and captions to its prompt: small functions of (what there is, the recipe, the choices)."""
 
 from finetune.data.config import CaptionsConfig
 from finetune.data.hashing import CounterRng

@@ -18,7 +18,8 @@ def soft_min_snr(snr: Tensor, gamma: float) -> Tensor:
     """Soft min-SNR for v-prediction: SNR·γ / ((SNR + γ)(SNR + 1)).
 
     The loss on x0 weighted by the smooth minimum SNR·γ/(SNR + γ) of SNR and γ (Crowson et al., arXiv 2401.11605,
-    after Hang et al., arXiv 2303.09556), divided by SNR + 1, since the squared error of v is (SNR + 1) times that of x0.
+    after Hang et al., arXiv 2303.09556), carried over to v: the squared error of x0 is 1 - alpha_bar = 1/(SNR + 1)
+    times that of v.
     """
     return snr * gamma / ((snr + gamma) * (snr + 1.0))
 

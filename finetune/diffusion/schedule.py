@@ -40,4 +40,4 @@ class Schedule:
         self.signal = alphas_cumprod.sqrt()
         self.noise = (1.0 - alphas_cumprod).sqrt()
         self.snr = alphas_cumprod / (1.0 - alphas_cumprod)
-        """alpha_bar / (1 - alpha_bar), after the rescale: exactly 0 at the end where that was asked for. float64 [T]."""
+        """alpha_bar / (1 - alpha_bar), after the rescale: exactly 0 at the end where that was asked for; [T]."""

@@ -51,7 +51,7 @@ class SamplesConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 0 or self.steps < 1 or self.batch < 1:
             raise UserError(
-                "monitor.samples.every_steps must not be negative, and monitor.samples.steps and batch must be at least 1"
+                "monitor.samples.every_steps must not be negative, monitor.samples.steps and batch at least 1"
             )
         if self.width_px < 8 or self.height_px < 8 or self.width_px % 8 or self.height_px % 8:
             raise UserError(

@@ -45,7 +45,7 @@ def smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """A centred moving average over 2% of the steps; at the ends over what there is of them."""
     half = int(len(values) * SMOOTHING_SHARE / 2)
     kernel = np.ones(2 * half + 1)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")  # type: ignore[no-any-return]
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def _column(lines: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.events import EventLog
 
+WandbMode = Literal["online", "offline", "disabled"]
 # What these libraries raise when the disk, the network or their own service process fails.
 TRACKER_FAILURES = (OSError, RuntimeError, ValueError, wandb.Error)
 
@@ -136,9 +137,9 @@ def open_trackers(
     return trackers
 
 
-def _wandb_mode(mode: str) -> str:
+def _wandb_mode(mode: str) -> WandbMode:
     if mode != "auto":
-        return mode
+        return cast(WandbMode, mode)
     return "online" if has_wandb_key() else "offline"
 
 

@@ -1,5 +1,6 @@
 """Pictures: the correct path, the fast path, and a defined end for every odd file."""
 
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -166,7 +167,5 @@ def test_a_jpeg_cut_short_is_a_fault_on_either_path() -> None:
 @given(st.binary(max_size=300), st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.integers(0, 400))
 def test_damaged_bytes_never_raise_anything_but_a_fault(noise: bytes, form: str, where: int) -> None:
     data = encoded(halves(), form)
-    try:
-        decoded(data[:where] + noise + data[where + len(noise) :])
-    except DataFault as fault:
-        assert str(fault)
+    with contextlib.suppress(DataFault):
+        assert decoded(data[:where] + noise + data[where + len(noise) :]).dtype == np.uint8

@@ -17,7 +17,7 @@ from finetune.errors import DataFault
         ("1girl solo long_hair blue_eyes", Labels(tags=("1girl", "solo", "long_hair", "blue_eyes"))),
         ("dog", Labels(tags=("dog",))),
         ("a dog runs over the wet grass", Labels(captions=("a dog runs over the wet grass",))),
-        ("A dog, seen from behind, runs over the wet grass of a garden.", Labels(captions=("A dog, seen from behind, runs over the wet grass of a garden.",))),
+        ("A dog, seen from behind, sits.", Labels(captions=("A dog, seen from behind, sits.",))),
         ("", Labels()),
         ("  ,, \n", Labels()),
     ],

@@ -60,7 +60,9 @@ def test_shapes_follow_the_bucket(shards: Path) -> None:
     batch = batches[0]
     assert batch.pixels.dtype == torch.uint8
     assert batch.pixels.shape == (4, 3, height, width)
-    assert batch.noise.shape == batch.perturbation.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
+    assert (
+        batch.noise.shape == batch.perturbation.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
+    )
     assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
 
 
@@ -107,7 +109,7 @@ def test_noises_are_independent(shards: Path) -> None:
 
 
 def test_timesteps_are_uniform(shards: Path) -> None:
-    batches, plan = dataset(shards)
+    batches, _ = dataset(shards)
     drawn = torch.cat([batches[i].timesteps for i in range(len(batches))]).double()
     assert abs(drawn.mean() - 499.5) < 5 * 1000 / (12 * len(drawn)) ** 0.5
     assert len(drawn.unique()) > 0.9 * len(drawn)
@@ -128,7 +130,7 @@ def test_a_bad_sample_is_replaced_and_named(make_shards: Callable[..., Path]) ->
     index = Index.load(folder)
     row = int(dataset(folder)[1].step(0)[0].rows[1])
     spoil(folder, row)
-    batches, plan = dataset(folder)
+    batches, _ = dataset(folder)
     batch = batches[0]
     (bad,) = batch.bad
     assert (bad.step, bad.slot, bad.key) == (0, 1, index.key(row))

@@ -96,7 +96,7 @@ def test_a_step_does_not_depend_on_which_were_asked_for_before(
 
 
 def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
-    plan, buckets = make_plan([50] * 6, 4, 2)
+    plan, _ = make_plan([50] * 6, 4, 2)
     every = draws(plan, range(plan.steps(2)))
     first = [row for epoch, row in every if epoch == 0]
     second = [row for epoch, row in every if epoch == 1]

@@ -14,9 +14,7 @@ TIMESTEPS = torch.tensor([0, 1, 250, 500, 998, 999])
 
 
 def scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
-    )
+    return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True)
 
 
 def test_noising_and_target_are_those_of_diffusers() -> None:

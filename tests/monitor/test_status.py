@@ -25,8 +25,14 @@ def test_it_beats_without_being_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("state", "age_s", "expected"),
-    [("running", 1, "healthy"), ("starting", 1, "healthy"), ("running", 100, "stale"), ("failed", 100, "failed"), ("finished", 1e6, "finished")],
-)  # fmt: skip
+    [
+        ("running", 1, "healthy"),
+        ("starting", 1, "healthy"),
+        ("running", 100, "stale"),
+        ("failed", 100, "failed"),
+        ("finished", 1e6, "finished"),
+    ],
+)
 def test_health_is_judged_by_state_and_heartbeat(state: str, age_s: float, expected: str) -> None:
     assert health({"state": state, "heartbeat": 1000.0, "heartbeat_s": 5.0}, now=1000.0 + age_s) == expected
 

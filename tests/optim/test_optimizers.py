@@ -18,7 +18,9 @@ def test_every_name_that_is_allowed_is_built_with_the_recipe_s_values() -> None:
         config = OptimConfig(name=name, betas=[0.8, 0.95], eps=1e-7, weight_decay=0.2)
         optimizer = build_optimizer(config, groups)
         assert [g["params"] for g in optimizer.param_groups] == groups
-        assert all((g["betas"], g["eps"], g["weight_decay"]) == ((0.8, 0.95), 1e-7, 0.2) for g in optimizer.param_groups)
+        assert all(
+            (g["betas"], g["eps"], g["weight_decay"]) == ((0.8, 0.95), 1e-7, 0.2) for g in optimizer.param_groups
+        )
 
 
 def test_8_bit_keeps_its_moments_in_bytes() -> None:

@@ -1,0 +1,157 @@
+"""Strategies in real processes: they agree with one another, and go on exactly where they were."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("worker.py")
+ROUNDING = {"rtol": 0.0, "atol": 1e-6}
+
+
+@dataclass
+class Launched:
+    """What a launch left."""
+
+    results: dict[str, Any]
+    states: Path
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Start worker.py, once for the same arguments: (strategy, world, optimizer, states) -> Launched."""
+    done: dict[tuple[Any, ...], Launched] = {}
+
+    def start(strategy: str, world: int, optimizer: str = "adamw", load: Path | None = None) -> Launched:
+        key = (strategy, world, optimizer, load)
+        if key not in done:
+            folder = tmp_path_factory.mktemp(f"{strategy}-{world}-{optimizer}")
+            arguments = [str(WORKER), strategy, optimizer, str(folder / "results"), str(folder), str(load or "-")]
+            torchrun = [
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                str(world),
+                "--master_port",
+                "0",
+                "--standalone",
+            ]
+            command = [sys.executable, *(torchrun if world > 1 else []), *arguments]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+            # The results are judged and not the exit code: gloo's threads sometimes abort after all is done.
+            assert (folder / "results").exists(), ended.stderr[-3000:]
+            done[key] = Launched(torch.load(folder / "results", weights_only=True), folder)
+        return done[key]
+
+    return start
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], **ROUNDING) for name in a)
+
+
+EVERY = [
+    ("single", 1, "adamw"),
+    ("single", 1, "adamw8bit"),
+    ("zero1", 2, "adamw"),
+    ("zero2", 2, "adamw"),
+    ("zero2", 2, "adamw8bit"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_a_trial_step_leaves_no_trace(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    results = launch(strategy, world, optimizer).results
+    assert equal(results["after_trial"], results["start"])
+    assert results["gathered"] == list(range(world))
+
+
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_a_restored_state_goes_on_bit_by_bit(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    results = launch(strategy, world, optimizer).results
+    assert not close(results["half"], results["end"])
+    assert equal(results["half_again"], results["half"])
+    assert equal(results["end_again"], results["end"])
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
+def test_strategies_train_the_same(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
+    alone, shared = launch("single", 1).results, launch(strategy, world).results
+    assert close(alone["end"], shared["end"])
+    assert shared["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+    assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert min(alone["norms"]) > 0.5  # the clipping was at work
+
+
+def test_single_is_what_torch_does_by_hand(launch) -> None:  # type: ignore[no-untyped-def]
+    sys.path.insert(0, str(WORKER.parent))
+    try:
+        from worker import GLOBAL_BATCH, MICRO_BATCH, RATES, STEPS, Net, micro_batch
+    finally:
+        sys.path.pop(0)
+    net = Net()
+    groups = [
+        {"params": list(part.parameters()), "lr": rate}
+        for part, rate in zip((net.first, net.second), RATES, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for x, y in (micro_batch(step, i) for i in range(GLOBAL_BATCH // MICRO_BATCH)):
+            ((net(x) - y).square().mean() * MICRO_BATCH / GLOBAL_BATCH).backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 0.5)  # type: ignore[misc]
+        optimizer.step()
+    assert close(dict(net.named_parameters()), launch("single", 1).results["end"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [(("zero1", 2), ("zero2", 1)), (("single", 1), ("zero1", 2)), (("zero2", 2), ("single", 1))]
+)
+def test_another_world_and_strategy_go_on_to_rounding(  # type: ignore[no-untyped-def]
+    launch, saved: tuple[str, int], loaded: tuple[str, int]
+) -> None:
+    before = launch(*saved)
+    after = launch(*loaded, load=before.states)
+    assert equal(after.results["half"], before.results["half"])
+    assert close(after.results["end"], before.results["end"])
+
+
+def test_fragments_cover_every_trained_parameter_once(launch) -> None:  # type: ignore[no-untyped-def]
+    launched = launch("zero2", 2)
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for path in sorted(launched.states.glob("*.pt")):
+        for name, pieces in torch.load(path, weights_only=True)["fragments"].items():
+            for piece in pieces:
+                assert {"start", "step", "param", "exp_avg", "exp_avg_sq"} == set(piece)
+                assert piece["step"] == 3
+                covered.setdefault(name, []).append((piece["start"], piece["param"].numel()))
+    trained = {n: p for n, p in launched.results["start"].items() if not n.startswith("frozen")}
+    assert covered.keys() == trained.keys()
+    for name, spans in covered.items():
+        ends = 0
+        for start, count in sorted(spans):
+            assert start == ends
+            ends = start + count
+        assert ends == trained[name].numel()
+
+
+def test_8_bit_state_of_another_world_is_refused_in_one_sentence(launch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    states = launch("zero2", 2, "adamw8bit").states
+    arguments = ["zero2", "adamw8bit", str(tmp_path / "results"), str(tmp_path), str(states)]
+    ended = subprocess.run(
+        [sys.executable, str(WORKER), *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "holds 8-bit optimizer state of 2 processes under zero2, which cannot be divided anew" in ended.stderr
+    assert ended.returncode != 0

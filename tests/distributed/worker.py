@@ -1,0 +1,112 @@
+"""Trains a small network under a strategy and writes down what came of it; started by test_distributed.py.
+
+Args: strategy, optimizer, output file, folder to save states to, folder to load states from (or -).
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from finetune.distributed import Distributed
+from finetune.optim.config import OptimConfig
+from finetune.optim.optimizers import build_optimizer
+from finetune.strategy import StrategyConfig
+
+MICRO_BATCH, GLOBAL_BATCH, STEPS, HALF = 2, 8, 6, 3
+RATES = [1e-2, 3e-3]
+
+
+class Net(nn.Module):
+    """Two layers of which the second is the other group, and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Linear(64, 96)
+        self.frozen = nn.Linear(96, 96).requires_grad_(False)
+        self.second = nn.Linear(96, 64)
+        for parameter in self.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.frozen(torch.tanh(self.first(x)))))
+
+
+def micro_batch(step: int, number: int) -> tuple[Tensor, Tensor]:
+    """The same input and target whoever asks."""
+    generator = torch.Generator().manual_seed(1000 * step + number)
+    return torch.randn(MICRO_BATCH, 64, generator=generator), torch.randn(MICRO_BATCH, 64, generator=generator)
+
+
+class Trainer:
+    """The loop, on one rank."""
+
+    def __init__(self, strategy: str, optimizer: str) -> None:
+        config = StrategyConfig(name=strategy, precision="fp32", threads=1, timeout_s=60)
+        self.distributed = Distributed(config, micro_batch=MICRO_BATCH, global_batch=GLOBAL_BATCH, max_grad_norm=0.5)
+        self.net = Net()
+        groups = [list(self.net.first.parameters()), list(self.net.second.parameters())]
+        built = build_optimizer(OptimConfig(name=optimizer, weight_decay=0.1), groups)
+        self.wrapped = self.distributed.prepare(self.net, built)
+        self.norms: list[float] = []
+        self.losses: list[float] = []
+
+    def step(self, step: int, rates: list[float]) -> None:
+        """One optimizer step on this rank's micro-batches."""
+        world, losses = self.distributed.world, []
+        for i in range(self.distributed.accumulation):
+            x, y = micro_batch(step, self.distributed.rank + i * world)
+            loss = (self.wrapped(x) - y).square().mean()
+            self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
+            losses.append(loss)
+        self.norms.append(self.distributed.step(rates).item())
+        self.losses.append(self.distributed.mean(torch.stack(losses).mean()).item())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of all weights."""
+        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
+
+
+def main() -> None:
+    """Trial, half of the steps, save, the other half; then go back to what was saved and do that half again."""
+    strategy, optimizer, output, save, load = sys.argv[1:]
+    trainer = Trainer(strategy, optimizer)
+    distributed = trainer.distributed
+    results: dict[str, object] = {"start": trainer.parameters()}
+    trainer.step(99, [0.0, 0.0])
+    distributed.discard_optimizer_state()
+    results["after_trial"] = trainer.parameters()
+    trainer.norms.clear()
+    trainer.losses.clear()
+
+    if load == "-":
+        for step in range(HALF):
+            trainer.step(step, RATES)
+    else:
+        states = sorted(Path(load).glob("*.pt"))
+        distributed.load_state(lambda rank: torch.load(states[rank], weights_only=True, mmap=True), len(states))
+    results["half"] = trainer.parameters()
+    state = distributed.state()
+    torch.save(state, Path(save) / f"{distributed.rank}.pt")
+    results["gathered"] = distributed.gather(distributed.rank)
+    for step in range(HALF, STEPS):
+        trainer.step(step, RATES)
+    results["end"] = trainer.parameters()
+    results["norms"], results["losses"] = list(trainer.norms), list(trainer.losses)
+
+    paths = [Path(save) / f"{rank}.pt" for rank in range(distributed.world)]
+    distributed.load_state(lambda rank: torch.load(paths[rank], weights_only=True, mmap=True), distributed.world)
+    results["half_again"] = trainer.parameters()
+    for step in range(HALF, STEPS):
+        trainer.step(step, RATES)
+    results["end_again"] = trainer.parameters()
+    if distributed.is_main:
+        torch.save(results, output)
+    distributed.barrier()
+    distributed.close()
+
+
+if __name__ == "__main__":
+    main()
