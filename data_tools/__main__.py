@@ -17,6 +17,7 @@ from data_tools.indexing import Refused, index_folder, verify_folder
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
 from finetune.errors import UserError
+from finetune.quiet import quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(demo, name="demo")
@@ -60,6 +61,7 @@ def index_command(
 
 def main() -> None:
     """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
+    quiet_libraries()
     try:
         app()
     except UserError as error:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, check, typed
 from finetune.errors import UserError
+from finetune.quiet import quiet_libraries
 
 ConfigStore.instance().store(name="schema", node=Config)
 USAGE = "give a recipe: python -m finetune conf=NAME"
@@ -24,6 +25,7 @@ USAGE = "give a recipe: python -m finetune conf=NAME"
 
 def main() -> None:
     """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
+    quiet_libraries()
     try:
         name, overrides = split_arguments(sys.argv[1:])
         folder = recipe_folder(name)

@@ -15,6 +15,7 @@ from rich.table import Table
 from finetune.checkpoint.store import finished, newest_checkpoint
 from finetune.config import Config, typed
 from finetune.errors import UserError
+from finetune.quiet import quiet_libraries
 from finetune.monitor.files import read_lines
 from finetune.monitor.status import health, read_status
 
@@ -75,6 +76,7 @@ def read_config(run: Path) -> Config:
 
 def main() -> None:
     """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
+    quiet_libraries()
     try:
         app()
     except UserError as error:

@@ -1,0 +1,85 @@
+"""Mistakes that are found once the data is looked at, through the real command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def start(shards: Path, runs: Path, model: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the demo's recipe on a folder of shards; the run is two steps long."""
+    command = [sys.executable, "-m", "finetune", "conf=demo", f"data.shards={shards}", f"run.folder={runs}"]
+    sizes = ["data.buckets.step_px=32", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"]
+    batch = ["train.micro_batch=4", "train.global_batch=8", "phases=[{steps: 2}]", "strategy.threads=1"]
+    watch = ["monitor.samples.width_px=64", "monitor.samples.height_px=64", "monitor.samples.steps=1"]
+    more = [f"model.path={model}", *sizes, *batch, *watch, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *more], capture_output=True, text=True, check=False, env=environment, timeout=240)
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """What was said, which has to be one line on stderr without a traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_missing_shard(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+    (shards / "shard-00001.tar").unlink()
+    said = sentence(start(shards, tmp_path / "runs", tiny_model))
+    assert "shard-00001.tar is missing: put it back, or index the folder again" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_index_that_does_not_match_its_shards(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+    path = shards / "shard-00000.tar"
+    path.write_bytes(path.read_bytes() + bytes(10240))
+    said = sentence(start(shards, tmp_path / "runs", tiny_model))
+    assert "does not match its shard shard-00000.tar: put back the shard that was indexed" in said
+
+
+def test_a_folder_without_index(tmp_path: Path, tiny_model: Path) -> None:
+    assert "make it with `python -m data_tools index" in sentence(start(tmp_path, tmp_path / "runs", tiny_model))
+
+
+def test_a_model_that_is_not_there(shards: Path, tmp_path: Path) -> None:
+    said = sentence(start(shards, tmp_path / "runs", Path("no/such/model")))
+    assert "model.path no/such/model is neither a folder nor a hub id" in said
+
+
+def test_what_may_not_change_over_a_resume(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+    runs = tmp_path / "runs"
+    first = start(shards, runs, tiny_model)
+    assert first.returncode == 0, first.stderr
+    assert "run.seed was 0" in sentence(start(shards, runs, tiny_model, "run.seed=1"))
+    assert "exists but resume=never" in sentence(start(shards, runs, tiny_model, "resume=never"))
+    # A finished run that is started again has nothing to train and says so by ending well.
+    again = start(shards, runs, tiny_model)
+    assert again.returncode == 0, again.stderr
+
+
+def test_more_bad_samples_than_allowed_stop_the_run_with_its_list(
+    shards: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    from finetune.data.index import Index
+    from finetune.monitor.files import read_lines
+    from finetune.monitor.status import read_status
+
+    index = Index.load(shards)
+    for row in range(1, len(index), 3):
+        with index.shard_path(int(index.shard[row])).open("r+b") as file:
+            file.seek(int(index.image_offset[row]))
+            file.write(bytes(int(index.image_size[row])))
+    said = sentence(start(shards, tmp_path / "runs", tiny_model, "monitor.flush_every_steps=1"))
+    assert "samples could not be used" in said
+    assert "raise data.max_bad_share" in said
+    run = tmp_path / "runs" / "demo"
+    assert read_status(run)["state"] == "failed"
+    bad = [event for event in read_lines(run / "events.jsonl") if event["kind"] == "bad sample"]
+    assert bad
+    assert {"key", "shard", "reason", "substitute", "step", "slot"} <= set(bad[0])

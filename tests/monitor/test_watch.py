@@ -1,0 +1,108 @@
+"""The run's folder as a whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.loader import BadSample
+from finetune.data.plan import MicroBatch
+from finetune.errors import UserError
+from finetune.monitor.config import MonitorConfig, WandbConfig
+from finetune.monitor.files import read_lines
+from finetune.monitor.ledger import read_ledger
+from finetune.monitor.status import read_status
+from finetune.monitor.watch import Watch
+
+BATCH = 4
+
+
+def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5) -> Watch:
+    config = MonitorConfig(tensorboard=False, wandb=WandbConfig(mode="disabled"))
+    sizes = {"total_steps": 20, "global_batch": BATCH, "max_bad_share": max_bad_share}
+    return Watch(folder, "test", config, {"run": {"name": "test"}}, done_steps=done_steps, **sizes)  # type: ignore[arg-type]
+
+
+def record(watch: Watch, step: int, loss: float = 0.5) -> None:
+    samples = np.arange(BATCH, dtype=np.uint64) + np.uint64(step * BATCH)
+    draws = [MicroBatch(0, np.arange(BATCH), samples, np.zeros(BATCH, np.int64), 0)]
+    values = {"step": step, "epoch": 0.1, "loss": torch.tensor(loss), "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
+    watch.record(values, draws)
+
+
+def test_speed_is_images_over_time(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step in (1, 2, 3):
+            record(watch, step)
+        watch.flush([])
+    assert {line["images_per_s"] for line in read_lines(tmp_path / "metrics.jsonl")} == {BATCH / 0.5}
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["eta_s"]) == ("finished", 3, 17 * 0.5)
+
+
+def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step in range(1, 9):
+            record(watch, step)
+        watch.flush([])
+    with open_watch(tmp_path, done_steps=5) as watch:
+        for step in range(6, 11):
+            record(watch, step)
+        watch.flush([])
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 11))
+    assert read_ledger(tmp_path / "ledger")["sample"].to_pylist() == list(range(4, 44))
+    events = read_lines(tmp_path / "events.jsonl")
+    assert [event["kind"] for event in events] == ["started", "finished", "resumed", "finished"]
+    assert events[2]["superseded_steps"] == 3
+
+
+def bad(step: int, slot: int) -> BadSample:
+    return BadSample(step, slot, step * BATCH + slot, "key", "shard-00000.tar", "broken", 999)
+
+
+def test_a_few_bad_samples_are_written_down(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step in (1, 2):
+            record(watch, step)
+        watch.flush([bad(2, 1)])
+    (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "bad sample"]
+    assert (event["key"], event["reason"], event["substitute"]) == ("key", "broken", 999)
+    row = read_ledger(tmp_path / "ledger").to_pylist()[5]
+    assert (row["sample"], row["substituted_for"]) == (999, 9)
+    assert read_status(tmp_path)["bad_samples"] == 1
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"), open_watch(tmp_path) as watch:
+        record(watch, 1)
+        watch.flush([bad(1, 0), bad(1, 1), bad(1, 2)])
+    assert read_status(tmp_path)["state"] == "failed"
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
+    with pytest.raises(FloatingPointError, match="the loss of step 2"), open_watch(tmp_path) as watch:
+        record(watch, 1)
+        record(watch, 2, loss)
+        watch.flush([])
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
+    events = read_lines(tmp_path / "events.jsonl")
+    assert (events[-1]["kind"], "the loss of step 2" in events[-1]["reason"]) == ("failed", True)
+
+
+def test_leaving_by_hand_is_a_state_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_watch(tmp_path):
+        raise KeyboardInterrupt
+    assert read_status(tmp_path)["state"] == "stopped"
+
+
+def test_curves_are_drawn_of_all_steps(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step in range(1, 4):
+            watch._metrics.record(
+                {"step": step, "loss": 1.0 / step, "grad_norm": 1.0, "lr": {"unet": 0.1}, "images_per_s": 3.0}
+            )
+        watch._metrics.flush()
+        path = watch.curves()
+    assert path.read_bytes().startswith(b"\x89PNG")
