@@ -74,7 +74,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     resume: str = "auto"
-    """auto goes on from the run's last checkpoint where there is one; never refuses to."""
+    """auto goes on from the run's last checkpoint where there is one; with never, a run that has one is an error."""
 
     def __post_init__(self) -> None:
         if not self.phases:

@@ -15,9 +15,9 @@ from rich.table import Table
 from finetune.checkpoint.store import finished, newest_checkpoint
 from finetune.config import Config, typed
 from finetune.errors import UserError
-from finetune.quiet import quiet_libraries
 from finetune.monitor.files import read_lines
 from finetune.monitor.status import health, read_status
+from finetune.quiet import quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")]

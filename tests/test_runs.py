@@ -41,7 +41,9 @@ def write_run(folder: Path, state: str, age_s: float = 0.0) -> Path:
         ("finished", 1000, 0, "finished"),
     ],
 )
-def test_status_tells_by_table_json_and_exit_code(tmp_path: Path, state: str, age_s: float, code: int, health: str) -> None:
+def test_status_tells_by_table_json_and_exit_code(
+    tmp_path: Path, state: str, age_s: float, code: int, health: str
+) -> None:
     run = write_run(tmp_path / "run", state, age_s)
     shown = CliRunner().invoke(app, ["status", str(run)])
     assert shown.exit_code == code

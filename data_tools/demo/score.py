@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data_tools.demo.shapes import PALETTE, Scene, check_prompts
 from finetune.monitor.samples import captioned_grid
@@ -17,6 +17,8 @@ SIDE_PX = 48
 CENTRE_PX = 8
 BORDER_PX = 3
 GRID_PX = 112
+GAP_PX = 24
+TITLE_PX = 28
 SAMPLING = {"num_inference_steps": 25, "guidance_scale": 4.0, "guidance_rescale": 0.7}
 
 
@@ -54,11 +56,14 @@ def score(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str,
     return {"shape_colour": float(np.mean(shape)), "background_colour": float(np.mean(background))}
 
 
-def side_by_side(grids: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height in a row: untrained on the left, trained on the right."""
-    joined = Image.new("RGB", (sum(grid.width + GRID_PX // 4 for grid in grids), grids[0].height), "white")
-    for i, grid in enumerate(grids):
-        joined.paste(grid, (i * (grid.width + GRID_PX // 4), 0))
+def side_by_side(grids: dict[str, Image.Image]) -> Image.Image:
+    """Pictures of one size in a row, each under its name."""
+    width, height = next(iter(grids.values())).size
+    joined = Image.new("RGB", (len(grids) * (width + GAP_PX) - GAP_PX, height + TITLE_PX), "white")
+    draw = ImageDraw.Draw(joined)
+    for i, (name, grid) in enumerate(grids.items()):
+        draw.text((i * (width + GAP_PX) + 4, 2), name, fill="black", font_size=TITLE_PX - 8)
+        joined.paste(grid, (i * (width + GAP_PX), TITLE_PX))
     return joined
 
 
@@ -66,11 +71,11 @@ def compare(untrained: Path, trained: Path, run: Path) -> dict[str, dict[str, fl
     """Score both models, and write the scores and a picture of both models' samples into the run's folder."""
     prompts, scenes = zip(*check_prompts(), strict=True)
     scores: dict[str, dict[str, float]] = {}
-    grids: list[Image.Image] = []
+    grids: dict[str, Image.Image] = {}
     for name, model in (("untrained", untrained), ("trained", trained)):
         pictures = sample_check_prompts(model)
         scores[name] = score(pictures, scenes)
-        grids.append(captioned_grid([p.resize((GRID_PX, GRID_PX)) for p in pictures], list(prompts)))
+        grids[name] = captioned_grid([p.resize((GRID_PX, GRID_PX)) for p in pictures], list(prompts))
     side_by_side(grids).save(run / "samples" / "demo.png")
     (run / "demo.json").write_text(json.dumps({**scores, "prompts": len(prompts)}, indent=1), encoding="utf-8")
     return scores

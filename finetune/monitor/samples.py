@@ -1,5 +1,6 @@
 """Grids of fixed prompts and seeds, sampled with the schedule and the text encoding that are being trained."""
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -74,16 +75,9 @@ def captioned_grid(pictures: list[Image.Image], captions: list[str]) -> Image.Im
 
 
 def _shortened(draw: ImageDraw.ImageDraw, caption: str, width: int) -> str:
-    """The caption in at most two lines of `width` pixels, with an ellipsis where it goes on."""
-    lines = [""]
-    for character in caption:
-        if draw.textlength(lines[-1] + character + "…") <= width:
-            lines[-1] += character
-        elif len(lines) == 1:
-            lines.append(character)
-        else:
-            return "\n".join(lines) + "…"
-    return "\n".join(lines)
+    """The caption in at most two lines of about `width` pixels, with an ellipsis where it goes on."""
+    columns = max(8, int(width / draw.textlength("n")))
+    return "\n".join(textwrap.wrap(caption, columns, max_lines=2, placeholder="…"))
 
 
 def save_grid(grid: Image.Image, folder: Path, step: int) -> Path:

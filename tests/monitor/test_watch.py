@@ -74,7 +74,10 @@ def test_a_few_bad_samples_are_written_down(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"), open_watch(tmp_path) as watch:
+    with (
+        pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"),
+        open_watch(tmp_path) as watch,
+    ):
         record(watch, 1)
         watch.flush([bad(1, 0), bad(1, 1), bad(1, 2)])
     assert read_status(tmp_path)["state"] == "failed"
@@ -82,18 +85,26 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
-    with pytest.raises(FloatingPointError, match="the loss of step 2"), open_watch(tmp_path) as watch:
-        record(watch, 1)
-        record(watch, 2, loss)
-        watch.flush([])
+    def run() -> None:
+        with open_watch(tmp_path) as watch:
+            record(watch, 1)
+            record(watch, 2, loss)
+            watch.flush([])
+
+    with pytest.raises(FloatingPointError, match="the loss of step 2"):
+        run()
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
     events = read_lines(tmp_path / "events.jsonl")
     assert (events[-1]["kind"], "the loss of step 2" in events[-1]["reason"]) == ("failed", True)
 
 
 def test_leaving_by_hand_is_a_state_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), open_watch(tmp_path):
-        raise KeyboardInterrupt
+    def run() -> None:
+        with open_watch(tmp_path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
     assert read_status(tmp_path)["state"] == "stopped"
 
 

@@ -1,0 +1,74 @@
+"""Writes configuration.md from the schema: `python docs/make_configuration.py`; with --check it only compares."""
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from finetune.config import Config
+
+PAGE = Path(__file__).with_name("configuration.md")
+HEAD = """# Configuration
+
+`conf=NAME` takes `conf/NAME.yaml` from the folder you stand in, or else a recipe that comes with Longhaul. All else is
+Hydra: `group=choice` (below `conf/`: model, data, captions, diffusion, optim, strategy, monitor) and `key=value`
+override, `--cfg job` shows the result. A recipe begins with `defaults: [schema, …]`, and a key that is not listed here
+is an error.
+
+This page is made from the schema by `python docs/make_configuration.py`.
+"""
+
+
+def field_notes(owner: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(tree, ast.ClassDef)
+    notes = {}
+    for field, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            assert isinstance(after.value, ast.Constant)
+            notes[field.target.id] = " ".join(str(after.value.value).split())
+    return notes
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    """The field's default as YAML would have it."""
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    if value == "???":
+        return "*must be set*"
+    plain = {None: "null", True: "true", False: "false", "": '""'}
+    return f"`{plain[value] if isinstance(value, str | bool | None) and value in plain else value}`"
+
+
+def section(owner: type, prefix: str) -> str:
+    """A heading and a table of one dataclass, followed by those of the dataclasses in it."""
+    notes, hints = field_notes(owner), get_type_hints(owner)
+    rows, nested = [], []
+    for field in dataclasses.fields(owner):
+        kind = hints[field.name]
+        inner = next((a for a in (kind, *get_args(kind)) if dataclasses.is_dataclass(a)), None)
+        if inner is not None:
+            nested.append(section(inner, f"{prefix}{field.name}{'[]' if inner is not kind else ''}."))
+        if inner is not kind:
+            rows.append(f"| `{prefix}{field.name}` | {default(field)} | {notes[field.name]} |")
+    doc = " ".join((owner.__doc__ or "").split())
+    table = "\n".join(["| key | default | |", "|---|---|---|", *rows])
+    title = f"## {prefix.rstrip('.') or 'The whole'}"
+    return "\n\n".join([f"{title}\n\n{doc}\n\n{table}", *nested])
+
+
+def main() -> None:
+    """Write the page, or say that it is out of date."""
+    page = f"{HEAD}\n{section(Config, '')}\n"
+    if "--check" in sys.argv:
+        sys.exit(
+            PAGE.read_text(encoding="utf-8") != page and f"{PAGE} is out of date: run python {Path(__file__).name}"
+        )
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
