@@ -76,7 +76,7 @@ def captioned_grid(pictures: list[Image.Image], captions: list[str]) -> Image.Im
 
 def _shortened(draw: ImageDraw.ImageDraw, caption: str, width: int) -> str:
     """The caption in at most two lines of about `width` pixels, with an ellipsis where it goes on."""
-    columns = max(8, int(width / draw.textlength("n")))
+    columns = max(8, int(width / draw.textlength("etaoin") * 6))
     return "\n".join(textwrap.wrap(caption, columns, max_lines=2, placeholder="…"))
 
 

@@ -74,12 +74,14 @@ def test_a_few_bad_samples_are_written_down(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"),
-        open_watch(tmp_path) as watch,
-    ):
-        record(watch, 1)
-        watch.flush([bad(1, 0), bad(1, 1), bad(1, 2)])
+
+    def run() -> None:
+        with open_watch(tmp_path) as watch:
+            record(watch, 1)
+            watch.flush([bad(1, 0), bad(1, 1), bad(1, 2)])
+
+    with pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"):
+        run()
     assert read_status(tmp_path)["state"] == "failed"
 
 
