@@ -97,7 +97,13 @@ def compose_recipe(name: str, folder: Path, overrides: Sequence[str]) -> Config:
 
 def hydra_command(name: str, folder: Path, arguments: Sequence[str]) -> None:
     """Hydra's own flags (--cfg job, --help, --info …), which print and train only if none of them says otherwise."""
-    sys.argv = [sys.argv[0], "--config-name", name, *arguments, f"hydra.searchpath=[file://{packaged_folder()}]"]
+    own = [
+        f"hydra.searchpath=[file://{packaged_folder()}]",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+    ]
+    sys.argv = [sys.argv[0], "--config-name", name, *arguments, *own]
     hydra.main(version_base="1.3", config_path=str(folder))(lambda composed: start(typed(composed)))()
 
 

@@ -78,6 +78,7 @@ class Run:
         objective = Objective(config.diffusion).to(self.distributed.device)
         self.step = TrainingStep(wrapped, vae, objective, self.distributed.autocast())
 
+        self.damaged: list[str] = []
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
         self.identity = plan_identity(
             config.data,
@@ -114,7 +115,7 @@ class Run:
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; the number of steps that it has done."""
-        checkpoint = self.store.newest(lambda damaged: print(f"warning: passed over {damaged}"))
+        checkpoint = self.store.newest(self.damaged.append)
         if checkpoint is None:
             return 0
         if self.config.resume == "never":
@@ -127,7 +128,7 @@ class Run:
         """What watches the run; nothing on ranks other than the first."""
         if not self.distributed.is_main:
             return nullcontext()
-        return Watch(
+        watch = Watch(
             self.config.run_folder,
             self.config.run.name,
             self.config.monitor,
@@ -137,6 +138,10 @@ class Run:
             global_batch=self.config.train.global_batch,
             max_bad_share=self.config.data.max_bad_share,
         )
+        for sentence in self.damaged:
+            watch.event("damaged checkpoint", reason=sentence)
+            watch.say(f"passed over a damaged checkpoint: {sentence}")
+        return watch
 
     def fit(self, start: int, watch: Watch | None) -> None:
         """Train from step `start` to the last."""

@@ -1,5 +1,6 @@
 """Models of SD1.5's shape, small enough for a CPU: random weights, a tokenizer of their own, a VAE taught quickly."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune.checkpoint.export import build_pipeline
 from finetune.data.hashing import CounterRng, purpose_key
 from finetune.diffusion.config import DiffusionConfig
 
+WORD_END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
 KL_WEIGHT = 1e-4
@@ -32,7 +34,7 @@ class TinySizes:
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> CLIPTokenizer:
     """A byte-pair tokenizer as CLIP's (Radford et al., arXiv 2103.00020), trained on some texts, saved and loaded."""
-    tokenizer = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    tokenizer = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -42,13 +44,19 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
         special_tokens=[BOS, EOS],
-        end_of_word_suffix="</w>",
+        end_of_word_suffix=WORD_END,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.model.save(str(folder))
+    _, merges = (Path(file) for file in tokenizer.model.save(str(folder)))
+    # The trainer numbers its alphabet anew each time; CLIP's order makes the ids a function of the merges.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    joined = [line.replace(" ", "") for line in merges.read_text(encoding="utf-8").splitlines()[1:]]
+    tokens = [*alphabet, *(letter + WORD_END for letter in alphabet), *joined, BOS, EOS]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)
 
 

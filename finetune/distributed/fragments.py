@@ -64,7 +64,7 @@ def load_fragments(
     read: Callable[[int], RankState],
     world: int,
 ) -> None:
-    """Restore parameters and optimizer state from the states of the `world` ranks that saved them.
+    """Restore parameters and optimizer state, of which there is none yet, from what `world` ranks saved.
 
     The same layout is restored bit by bit from this rank's own state; any other from all ranks' fragments.
 
@@ -81,7 +81,6 @@ def load_fragments(
                 f"the checkpoint holds 8-bit optimizer state of {world} processes under "
                 f"{states[0]['layout']['strategy']}, which cannot be divided anew: start as many under that strategy"
             )
-    optimizer.state.clear()
     for i, flat in enumerate(flats):
         moments = _restore(flat, [state["fragments"] for state in states])
         if moments:

@@ -111,6 +111,8 @@ class Distributed:
     def discard_optimizer_state(self) -> None:
         """Forget moments and step counts, as if no step had been taken."""
         self._inner_optimizer.state.clear()
+        if self._config.name != "single":
+            zero.unlink_optimizer_state(self._optimizer)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
@@ -142,6 +144,7 @@ class Distributed:
         Raises:
             UserError: the state is of another model, or is 8-bit and of another layout.
         """
+        self.discard_optimizer_state()
         load_fragments(self._flats, self._inner_optimizer, self._layout, read, world)
         if self._config.name != "single":
             self._optimizer.update_lp_params()

@@ -53,6 +53,15 @@ def partitions(optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[Flat]:
     ]
 
 
+def unlink_optimizer_state(optimizer: Any) -> None:
+    """Drop DeepSpeed's own views of the optimizer state, which would keep moments alive that have been let go."""
+    for group in optimizer.bit16_groups:
+        for parameter in group:
+            if parameter._hp_mapping is not None:
+                parameter._hp_mapping.optim_fragment = None
+    optimizer._hp_optimizer_states_linked = False
+
+
 def _piece(name: str, mapping: Any) -> Piece:
     within, place = mapping.lp_fragment_address, mapping.hp_fragment_address
     return Piece(name, within.start, place.start, place.numel)

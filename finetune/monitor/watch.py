@@ -55,8 +55,8 @@ class Watch:
         self._bad: Counter[str] = Counter()
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
-        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
         self._events = EventLog(folder / "events.jsonl")
+        self._save_recipe(recipe)
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._ledger = Ledger(folder / "ledger")
         superseded = self._metrics.supersede(done_steps)
@@ -140,6 +140,17 @@ class Watch:
         """Draw the whole run's curves."""
         return draw_curves(read_lines(self.folder / "metrics.jsonl"), self.folder / "curves.png")
 
+    def _save_recipe(self, recipe: dict[str, Any]) -> None:
+        """Write config.yaml; what differs from the recipe of the last start is an event."""
+        path = self.folder / "config.yaml"
+        if path.exists():
+            before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
+            changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+            if changed:
+                changes = {key: [before.get(key), after.get(key)] for key in changed}
+                self.event("config changed", changes=changes)
+        replace_text(path, OmegaConf.to_yaml(OmegaConf.create(recipe)))
+
     def _show(self, line: Values) -> None:
         eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
         shown = {key: line[key] for key in ("step", "loss", "images_per_s", "epoch")}
@@ -157,3 +168,13 @@ class Watch:
         for line in lines:
             if not abs(line["loss"]) < float("inf"):
                 raise FloatingPointError(f"the loss of step {line['step']} is {line['loss']}")
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names; lists are kept whole."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

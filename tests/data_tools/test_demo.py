@@ -63,7 +63,9 @@ def test_pictures_come_with_tags_and_caption_that_name_their_colours(tmp_path: P
 
 
 def test_the_tokenizer_keeps_words_whole_and_comes_back(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(["a red circle on a blue background", "red circle, blue background"], tmp_path)
+    texts = ["a red circle on a blue background", "red circle, blue background"]
+    tokenizer = train_tokenizer(texts, tmp_path)
+    assert train_tokenizer(texts, tmp_path / "again").get_vocab() == tokenizer.get_vocab()
     assert tokenizer.tokenize("Red  circle, blue") == ["red</w>", "circle</w>", ",</w>", "blue</w>"]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     assert tokenizer("red")["input_ids"][0] == tokenizer.bos_token_id

@@ -87,6 +87,14 @@ def test_a_restored_state_goes_on_bit_by_bit(launch, strategy: str, world: int, 
 
 
 @pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
+def test_state_that_was_replaced_is_not_kept_alive(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
+    results = launch(strategy, world).results
+    copies = sum(p.numel() * p.element_size() for p in results["start"].values())  # those that `results` itself takes
+    moments = copies  # two of half of the parameters each
+    assert results["moments_alive"] - results["moments_before"] - copies < moments / 2
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
 def test_strategies_train_the_same(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
     alone, shared = launch("single", 1).results, launch(strategy, world).results
     assert close(alone["end"], shared["end"])

@@ -3,6 +3,7 @@
 Args: strategy, optimizer, output file, folder to save states to, folder to load states from (or -).
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def micro_batch(step: int, number: int) -> tuple[Tensor, Tensor]:
     """The same input and target whoever asks."""
     generator = torch.Generator().manual_seed(1000 * step + number)
     return torch.randn(MICRO_BATCH, 64, generator=generator), torch.randn(MICRO_BATCH, 64, generator=generator)
+
+
+def large_tensors() -> int:
+    """Bytes of all distinct tensor storages that are alive, as a leak would raise them."""
+    gc.collect()
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor
+    }
+    return sum(storages.values())
 
 
 class Trainer:
@@ -94,11 +104,13 @@ def main() -> None:
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
     results["end"] = trainer.parameters()
+    results["moments_before"] = large_tensors()
     results["norms"], results["losses"] = list(trainer.norms), list(trainer.losses)
 
     paths = [Path(save) / f"{rank}.pt" for rank in range(distributed.world)]
     distributed.load_state(lambda rank: torch.load(paths[rank], weights_only=True, mmap=True), distributed.world)
     results["half_again"] = trainer.parameters()
+    results["moments_alive"] = large_tensors()
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
     results["end_again"] = trainer.parameters()

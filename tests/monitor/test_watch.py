@@ -18,10 +18,10 @@ from finetune.monitor.watch import Watch
 BATCH = 4
 
 
-def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5) -> Watch:
+def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0) -> Watch:
     config = MonitorConfig(tensorboard=False, wandb=WandbConfig(mode="disabled"))
     sizes = {"total_steps": 20, "global_batch": BATCH, "max_bad_share": max_bad_share}
-    return Watch(folder, "test", config, {"run": {"name": "test"}}, done_steps=done_steps, **sizes)  # type: ignore[arg-type]
+    return Watch(folder, "test", config, {"optim": {"lr": lr, "betas": [0.9]}}, done_steps=done_steps, **sizes)  # type: ignore[arg-type]
 
 
 def record(watch: Watch, step: int, loss: float = 0.5) -> None:
@@ -55,6 +55,14 @@ def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> 
     events = read_lines(tmp_path / "events.jsonl")
     assert [event["kind"] for event in events] == ["started", "finished", "resumed", "finished"]
     assert events[2]["superseded_steps"] == 3
+
+
+def test_a_changed_recipe_is_an_event(tmp_path: Path) -> None:
+    for lr in (1.0, 1.0, 2.0):
+        with open_watch(tmp_path, lr=lr):
+            pass
+    (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "config changed"]
+    assert event["changes"] == {"optim.lr": [1.0, 2.0]}
 
 
 def bad(step: int, slot: int) -> BadSample:
