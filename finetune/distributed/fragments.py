@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from bitsandbytes.functional import dequantize_blockwise
 from torch import Tensor, nn
 
+from finetune.distributed.moments import is_8bit, read_moments, write_moments
 from finetune.errors import UserError
 
-BLOCK_8BIT = 256
+Fragment = dict[str, Any]
+"""`start` and `step`, and flat fp32 tensors: `param`, and `exp_avg` and `exp_avg_sq` unless they are kept in 8 bits."""
 RankState = dict[str, Any]
-"""What one rank saves: `layout`, `fragments` {name: [{start, step, param, exp_avg, exp_avg_sq}]}, `raw` 8-bit state."""
+"""What one rank saves: `layout`; `fragments` {name: [Fragment]}; `raw`, for each flat tensor with 8-bit moments its
+`state` as it is and the `pieces` that it is made of."""
 
 
 class Piece(NamedTuple):
@@ -29,6 +31,10 @@ class Piece(NamedTuple):
     """The same element's place in the flat tensor."""
     numel: int
 
+    def of(self, flat: Tensor) -> Tensor:
+        """The piece of a flat tensor."""
+        return flat[self.offset : self.offset + self.numel]
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -39,21 +45,22 @@ class Flat:
 
 
 def save_fragments(flats: Sequence[Flat], optimizer: torch.optim.Optimizer, layout: Mapping[str, Any]) -> RankState:
-    """Copy this rank's share to the CPU.
-
-    Moments that are kept in 8 bits are saved twice: dequantised in the fragments, and as they are under `raw`, which
-    alone restores them exactly where the layout is the same.
-    """
-    fragments: dict[str, list[dict[str, Any]]] = {}
+    """Copy this rank's share to the CPU; 8-bit moments as they are, since nothing else restores them exactly."""
+    fragments: dict[str, list[Fragment]] = {}
     raw: list[dict[str, Any]] = []
     for flat in flats:
         state = optimizer.state.get(flat.tensor, {})
-        values = {"param": flat.tensor.detach().view(-1), **_moments(state)}
+        values = {"param": flat.tensor.detach().view(-1)}
+        if is_8bit(state):
+            kept = {key: _copied(value, torch.device("cpu")) for key, value in state.items()}
+            raw.append({"state": kept, "pieces": [tuple(piece) for piece in flat.pieces]})
+        else:
+            values |= read_moments(state)
+            raw.append({})
         for piece in flat.pieces:
-            copies = {k: v[piece.offset : piece.offset + piece.numel].cpu().clone() for k, v in values.items()}
+            copies = {key: _copied(piece.of(value), torch.device("cpu")) for key, value in values.items()}
             fragment = {"start": piece.start, "step": int(state.get("step", 0)), **copies}
             fragments.setdefault(piece.name, []).append(fragment)
-        raw.append({k: _to_cpu(v) for k, v in state.items()} if _is_8bit(state) else {})
     return {"layout": dict(layout), "fragments": fragments, "raw": raw}
 
 
@@ -66,27 +73,22 @@ def load_fragments(
 ) -> None:
     """Restore parameters and optimizer state, of which there is none yet, from what `world` ranks saved.
 
-    The same layout is restored bit by bit from this rank's own state; any other from all ranks' fragments.
+    The same layout is restored bit by bit from this rank's own state. Any other, or another optimizer, takes what
+    overlaps from all ranks; 8-bit moments are then quantised anew, in other blocks.
 
     Raises:
-        UserError: 8-bit moments in another layout, or a model of other parameters.
+        UserError: the state is of a model of other parameters.
     """
     own = read(layout["rank"]) if layout["rank"] < world else None
-    if own is not None and own["layout"] == layout:
-        states = [own]
-    else:
-        states = [read(rank) for rank in range(world)]
-        if any(raw for state in states for raw in state["raw"]):
-            raise UserError(
-                f"the checkpoint holds 8-bit optimizer state of {world} processes under "
-                f"{states[0]['layout']['strategy']}, which cannot be divided anew: start as many under that strategy"
-            )
+    exact = own is not None and own["layout"] == layout
+    saved = [own["fragments"]] if exact and own else [_with_moments(read(rank)) for rank in range(world)]
     for i, flat in enumerate(flats):
-        moments = _restore(flat, [state["fragments"] for state in states])
-        if moments:
-            optimizer.state[flat.tensor] = moments
-        if own is not None and own["layout"] == layout and own["raw"][i]:
-            optimizer.state[flat.tensor] = {k: _to_device(v, flat.tensor) for k, v in own["raw"][i].items()}
+        moments, step = _restore(flat, saved)
+        if exact and own and own["raw"][i]:
+            state = own["raw"][i]["state"]
+            optimizer.state[flat.tensor] = {key: _copied(value, flat.tensor.device) for key, value in state.items()}
+        elif moments:
+            write_moments(optimizer, flat.tensor, moments, step)
 
 
 def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: int) -> None:
@@ -101,63 +103,50 @@ def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: 
             _restore(Flat(parameter, [Piece(name, 0, 0, parameter.numel())]), saved)
 
 
-def _restore(flat: Flat, saved: Sequence[Mapping[str, list[dict[str, Any]]]]) -> dict[str, Tensor]:
-    """Copy a flat tensor's values in place; the optimizer state that belongs to it, empty before its first step."""
+def _with_moments(state: RankState) -> dict[str, list[Fragment]]:
+    """A rank's fragments, with the moments that it keeps in 8 bits dequantised."""
+    fragments: dict[str, list[Fragment]] = {name: list(pieces) for name, pieces in state["fragments"].items()}
+    for raw in filter(None, state["raw"]):
+        moments = read_moments(raw["state"])
+        for piece in (Piece(*values) for values in raw["pieces"]):
+            parts = {key: piece.of(values) for key, values in moments.items()}
+            fragments[piece.name] = [
+                {**fragment, **parts} if fragment["start"] == piece.start else fragment
+                for fragment in fragments[piece.name]
+            ]
+    return fragments
+
+
+def _restore(flat: Flat, saved: Sequence[Mapping[str, list[Fragment]]]) -> tuple[dict[str, Tensor], int]:
+    """Copy a flat tensor's values in place; its moments (none before the first step) and the step."""
     values = {"param": flat.tensor.detach().view(-1)}
     step = 0
     for piece in flat.pieces:
         found = 0
         for fragment in (f for fragments in saved for f in fragments.get(piece.name, ())):
-            found += _copy_overlap(piece, fragment, values, flat.tensor)
+            found += _copy_overlap(piece, fragment, values)
             step = fragment["step"]
         if found != piece.numel:
             raise UserError(
                 f"the checkpoint holds {found} of the {piece.numel} values that {piece.name} needs: "
                 "it is of another model, so start another run with another run.name"
             )
-    moments = {k: v.view_as(flat.tensor) for k, v in values.items() if k != "param"}
-    return {"step": torch.tensor(float(step)), **moments} if moments else {}
+    return {key: value for key, value in values.items() if key != "param"}, step
 
 
-def _copy_overlap(piece: Piece, fragment: Mapping[str, Any], values: dict[str, Tensor], like: Tensor) -> int:
+def _copy_overlap(piece: Piece, fragment: Fragment, values: dict[str, Tensor]) -> int:
     """Copy what a fragment holds of a piece; how many elements that was. Moments are made on first sight."""
     first = max(piece.start, fragment["start"])
     end = min(piece.start + piece.numel, fragment["start"] + fragment["param"].numel())
     if first >= end:
         return 0
+    there = piece.offset + first - piece.start
     for key, source in fragment.items():
         if isinstance(source, Tensor):
-            target = values.setdefault(key, torch.zeros(like.numel(), dtype=source.dtype, device=like.device))
-            there = piece.offset + first - piece.start
+            target = values.setdefault(key, torch.zeros_like(values["param"]))
             target[there : there + end - first].copy_(source[first - fragment["start"] : end - fragment["start"]])
     return int(end - first)
 
 
-def _is_8bit(state: Mapping[str, Any]) -> bool:
-    return "state1" in state
-
-
-def _moments(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """First and second moments as flat fp32 tensors, whichever optimizer keeps them; none before its first step."""
-    if "exp_avg" in state:
-        return {key: state[key].view(-1) for key in ("exp_avg", "exp_avg_sq")}
-    if _is_8bit(state):
-        return {"exp_avg": _dequantised(state, 1), "exp_avg_sq": _dequantised(state, 2)}
-    return {}
-
-
-def _dequantised(state: Mapping[str, Any], moment: int) -> Tensor:
-    values: Tensor = state[f"state{moment}"]
-    if values.dtype == torch.float32:  # bitsandbytes keeps small tensors in 32 bits
-        return values.view(-1)
-    absmax, code = state[f"absmax{moment}"], state[f"qmap{moment}"]
-    dequantised: Tensor = dequantize_blockwise(values, absmax=absmax, code=code, blocksize=BLOCK_8BIT)
-    return dequantised.view(-1)
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-def _to_device(value: Any, like: Tensor) -> Any:
-    return value.to(like.device, copy=True) if isinstance(value, Tensor) else value
+def _copied(value: Any, device: torch.device) -> Any:
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value

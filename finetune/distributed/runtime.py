@@ -142,7 +142,7 @@ class Distributed:
         """Restore from what `world` ranks saved; `read(rank)` gives a rank's state.
 
         Raises:
-            UserError: the state is of another model, or is 8-bit and of another layout.
+            UserError: the state is of another model.
         """
         self.discard_optimizer_state()
         load_fragments(self._flats, self._inner_optimizer, self._layout, read, world)
@@ -162,7 +162,8 @@ class Distributed:
 
     @property
     def _layout(self) -> dict[str, Any]:
-        return {"strategy": self._config.name, "world": self.world, "rank": self.rank}
+        optimizer = type(self._inner_optimizer).__name__
+        return {"strategy": self._config.name, "world": self.world, "rank": self.rank, "optimizer": optimizer}
 
 
 def launched_world() -> int:

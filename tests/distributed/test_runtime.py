@@ -155,11 +155,33 @@ def test_fragments_cover_every_trained_parameter_once(launch) -> None:  # type: 
         assert ends == trained[name].numel()
 
 
-def test_8_bit_state_of_another_world_is_refused_in_one_sentence(launch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    states = launch("zero2", 2, "adamw8bit").states
-    arguments = ["zero2", "adamw8bit", str(tmp_path / "results"), str(tmp_path), str(states)]
-    ended = subprocess.run(
-        [sys.executable, str(WORKER), *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert "holds 8-bit optimizer state of 2 processes under zero2, which cannot be divided anew" in ended.stderr
-    assert ended.returncode != 0
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (("zero2", 2, "adamw8bit"), ("zero1", 1, "adamw8bit")),
+        (("single", 1, "adamw8bit"), ("zero2", 2, "adamw8bit")),
+        (("zero2", 2, "adamw8bit"), ("single", 1, "adamw")),
+        (("zero1", 2, "adamw"), ("zero2", 2, "adamw8bit")),
+    ],
+)
+def test_8_bit_moments_are_divided_anew(  # type: ignore[no-untyped-def]
+    launch, saved: tuple[str, int, str], loaded: tuple[str, int, str]
+) -> None:
+    before = launch(*saved)
+    after = launch(*loaded, load=before.states)
+    assert equal(after.results["half"], before.results["half"])
+    # Quantising in other blocks, or not at all, changes moments by about one part in a hundred.
+    moved = {name: before.results["end"][name] - p for name, p in before.results["half"].items()}
+    for name, p in after.results["end"].items():
+        error = (p - before.results["end"][name]).norm()
+        assert error <= 0.03 * moved[name].norm() + 1e-12, name
+    # Without any moments the steps that follow are others altogether.
+    assert not close(after.results["end"], before.results["half"])
+
+
+def test_8_bit_moments_take_a_byte_each_on_the_disk(launch) -> None:  # type: ignore[no-untyped-def]
+    sizes = {
+        optimizer: sum(path.stat().st_size for path in launch("zero2", 2, optimizer).states.glob("*.pt"))
+        for optimizer in ("adamw", "adamw8bit")
+    }
+    assert sizes["adamw8bit"] < 0.65 * sizes["adamw"]  # 4 + 2 bytes of 4 + 8, and the file's own

@@ -25,9 +25,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first = nn.Linear(64, 96)
-        self.frozen = nn.Linear(96, 96).requires_grad_(False)
-        self.second = nn.Linear(96, 64)
+        self.first = nn.Linear(64, 192)
+        self.frozen = nn.Linear(192, 192).requires_grad_(False)
+        self.second = nn.Linear(192, 64)
         for parameter in self.parameters():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
