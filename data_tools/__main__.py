@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,8 @@ from data_tools.demo.cli import app as demo
 from data_tools.indexing import Refused, index_folder, verify_folder
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
+from finetune.entry import enter
 from finetune.errors import UserError
-from finetune.quiet import quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(demo, name="demo")
@@ -59,16 +58,6 @@ def index_command(
         _report(folder, *index_folder(folder, text, workers))
 
 
-def main() -> None:
-    """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
-    quiet_libraries()
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def _check_text(text: str) -> None:
     if text not in TEXT_KINDS:
         raise UserError(f"--text is {text!r}: use one of {', '.join(TEXT_KINDS)}")
@@ -91,4 +80,4 @@ def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(app)

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -16,25 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, check, typed
+from finetune.entry import enter
 from finetune.errors import UserError
-from finetune.quiet import quiet_libraries
 
 ConfigStore.instance().store(name="schema", node=Config)
 USAGE = "give a recipe: python -m finetune conf=NAME"
 
 
 def main() -> None:
-    """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
-    quiet_libraries()
-    try:
-        name, overrides = split_arguments(sys.argv[1:])
-        folder = recipe_folder(name)
-        if any(argument.startswith("-") for argument in overrides):
-            hydra_command(name, folder, overrides)
-        else:
-            start(compose_recipe(name, folder, overrides))
-    except UserError as error:
-        fail(error)
+    """Train what the arguments ask for, or do what Hydra's own flags say."""
+    name, overrides = split_arguments(sys.argv[1:])
+    folder = recipe_folder(name)
+    if any(argument.startswith("-") for argument in overrides):
+        hydra_command(name, folder, overrides)
+    else:
+        start(compose_recipe(name, folder, overrides))
 
 
 def start(config: Config) -> None:
@@ -43,14 +38,6 @@ def start(config: Config) -> None:
     from finetune.train import train
 
     train(config)
-
-
-def fail(error: UserError) -> NoReturn:
-    """Say it once per node, without a traceback."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        # OmegaConf appends lines of its own to what a dataclass raises.
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-    sys.exit(2)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -141,4 +128,4 @@ def settings(config: DictConfig, prefix: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main)

@@ -1,7 +1,6 @@
 """`python -m finetune.runs`: look at a run, and export what it has trained, from its folder alone."""
 
 import json
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +13,10 @@ from rich.table import Table
 
 from finetune.checkpoint.store import finished, newest_checkpoint
 from finetune.config import Config, typed
+from finetune.entry import enter
 from finetune.errors import UserError
 from finetune.monitor.files import read_lines
 from finetune.monitor.status import health, read_status
-from finetune.quiet import quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")]
@@ -74,16 +73,6 @@ def read_config(run: Path) -> Config:
     return typed(merged)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    """The entry point. Exit code 2 and one sentence for a mistake of the user's."""
-    quiet_libraries()
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def _status_table(run: Path, facts: dict[str, object]) -> Table:
     lines = read_lines(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -101,4 +90,4 @@ def _status_table(run: Path, facts: dict[str, object]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    enter(app)

@@ -13,7 +13,7 @@ FILES = sorted([*ROOT.glob("finetune/**/*.py"), *ROOT.glob("data_tools/**/*.py")
 LAYERS = {
     "finetune": 0,
     "finetune.errors": 0,
-    "finetune.quiet": 0,
+    "finetune.entry": 0,
     "finetune.strategy": 0,
     "finetune.data.config": 0,
     "finetune.model.config": 0,
