@@ -54,6 +54,7 @@ class Distributed:
             timeout = timedelta(seconds=config.timeout_s)
             self._accelerator = Accelerator(
                 mixed_precision="no",
+                gradient_accumulation_steps=self.accumulation,
                 deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)],
             )

@@ -55,7 +55,7 @@ def load_components(config: ModelConfig) -> Components:
     _check(config, components)
     _prepare(config, components.unet)
     if config.gradient_checkpointing:
-        components.text_encoder.gradient_checkpointing_enable()
+        components.text_encoder.activation_checkpointing_enable()
     return components
 
 
