@@ -40,7 +40,8 @@ class MetricsLog:
         that were."""
         lines = read_lines(self._path)
         later = [line for line in lines if line["step"] > step]
-        append_lines(self._path.with_suffix(".superseded.jsonl"), later)
+        if later:
+            append_lines(self._path.with_suffix(".superseded.jsonl"), later)
         kept = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
         replace_text(self._path, "".join(kept))
         return len(later)
