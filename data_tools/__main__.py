@@ -66,7 +66,7 @@ def _check_text(text: str) -> None:
 def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
     tagged, captioned = int(index.has_tags.sum()), int(index.has_caption.sum())
     console.print(
-        f"{len(index):,} samples in {len(index.shards):,} shards "
+        f"{len(index):,} samples, shards: {len(index.shards):,} "
         f"({sum(s.size for s in index.shards) / 2**30:.2f} GiB): {tagged:,} with tags, {captioned:,} with a caption"
     )
     path = folder / "refused.jsonl"

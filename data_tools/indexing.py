@@ -20,7 +20,10 @@ from finetune.data.index import SCHEMA, TAR_BLOCK, Index, Shard, file_sha256, wr
 from finetune.data.labels import parse_labels
 from finetune.errors import DataFault, UserError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff"})
+# Pillow decides which of these it can read, with the plugins that are installed.
+IMAGE_SUFFIXES = frozenset(
+    {"apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "jxl", "mpo", "png", "tif", "tiff", "webp"}
+)
 PARTS = ".index"
 PART_VERSION = 1
 

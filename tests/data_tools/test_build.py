@@ -33,6 +33,7 @@ def pictures(tmp_path: Path) -> Path:
         if i % 4 == 1:
             (folder / f"{i:02d}.json").write_text(json.dumps({"tags": "cat sofa_bed", "caption": "a cat", "score": i}))
     (root / "broken.png").write_bytes(b"not a picture")
+    (root / "phone.HEIC").write_bytes(b"needs a plugin")
     cut = (root / "00.png").read_bytes()
     (root / "cut.png").write_bytes(cut[: len(cut) // 2])
     Image.new("RGB", (8, 8)).save(root / "bad_json.png")
@@ -51,6 +52,7 @@ def test_everything_arrives_and_what_cannot_is_named(pictures: Path, tmp_path: P
     assert {(r.key, r.reason.split(":")[0]) for r in refused} == {
         ("broken.png", "not a picture of any known format"),
         ("cut.png", "OSError"),
+        ("phone.HEIC", "not a picture of any known format"),
         ("bad_json.png", "json"),
     }
     source = ShardSource(index, "auto")
@@ -133,7 +135,7 @@ def test_the_command_sums_up(pictures: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["build", str(pictures), str(out), "--workers", "1", "--shard-mib", "1"])
     assert done.exit_code == 0, done.output
     assert "24 samples" in done.output
-    assert "3 refused" in done.output
+    assert "4 refused" in done.output
     refused = [json.loads(line) for line in (out / "refused.jsonl").read_text().splitlines()]
-    assert {r["key"] for r in refused} == {"broken.png", "cut.png", "bad_json.png"}
+    assert {r["key"] for r in refused} == {"broken.png", "cut.png", "bad_json.png", "phone.HEIC"}
     assert len(Index.load(out)) == 24
