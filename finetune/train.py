@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline, export
 from finetune.checkpoint.resume import check_identity, package_versions, plan_identity
-from finetune.checkpoint.store import CheckpointStore
+from finetune.checkpoint.store import Checkpoint, CheckpointStore
 from finetune.config import Config, resolved
 from finetune.data.index import Index
 from finetune.data.loader import BadSample, Batch, LatentShape, MicroBatches, open_loader
@@ -59,25 +59,12 @@ class Run:
             self.index, config.data, micro_batch=batch.micro_batch, global_batch=batch.global_batch, seed=seed
         )
         self.phases = Phases(config.phases, config.optim, self.plan)
-        self.components = load_components(config.model)
-        self.tokenizer = PromptTokenizer(self.components.tokenizer, config.model.max_tokens)
-        self.latents = LatentShape(self.components.latent_channels, self.components.vae_factor)
-
         self.distributed = Distributed(
             config.strategy,
             micro_batch=batch.micro_batch,
             global_batch=batch.global_batch,
             max_grad_norm=config.optim.max_grad_norm,
         )
-        trains_text = trains_text_encoder(config.phases, config.optim)
-        trainee = Trainee(self.components, config.model.clip_skip, trains_text)
-        groups = trainee.parameter_groups()
-        self.groups = list(groups)
-        wrapped = self.distributed.prepare(trainee, build_optimizer(config.optim, groups.values()))
-        vae = self.components.vae.to(self.distributed.device).eval().requires_grad_(False)
-        objective = Objective(config.diffusion).to(self.distributed.device)
-        self.step = TrainingStep(wrapped, vae, objective, self.distributed.autocast())
-
         self.damaged: list[str] = []
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
         self.identity = plan_identity(
@@ -87,9 +74,32 @@ class Run:
             micro_batch=batch.micro_batch,
             global_batch=batch.global_batch,
         )
+        self.checkpoint = self.find_checkpoint()
+
+        self.components = load_components(config.model)
+        self.tokenizer = PromptTokenizer(self.components.tokenizer, config.model.max_tokens)
+        self.latents = LatentShape(self.components.latent_channels, self.components.vae_factor)
+        trains_text = trains_text_encoder(config.phases, config.optim)
+        trainee = Trainee(self.components, config.model.clip_skip, trains_text)
+        groups = trainee.parameter_groups()
+        self.groups = list(groups)
+        wrapped = self.distributed.prepare(trainee, build_optimizer(config.optim, groups.values()))
+        vae = self.components.vae.to(self.distributed.device).eval().requires_grad_(False)
+        objective = Objective(config.diffusion).to(self.distributed.device)
+        self.step = TrainingStep(wrapped, vae, objective, self.distributed.autocast())
         self.pipeline = build_pipeline(
             trainee.unet, vae, trainee.text_encoder, self.components.tokenizer, config.diffusion
         )
+
+    def find_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint of the run. Raises UserError where the run may not go on from it."""
+        checkpoint = self.store.newest(self.damaged.append)
+        if checkpoint is None:
+            return None
+        if self.config.resume == "never":
+            raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
+        check_identity(checkpoint, self.identity)
+        return checkpoint
 
     def trial(self) -> None:
         """Take a step of the largest bucket and the longest prompt at rate 0 and forget it, so that memory runs out in
@@ -114,15 +124,11 @@ class Run:
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint; the number of steps that it has done."""
-        checkpoint = self.store.newest(self.damaged.append)
-        if checkpoint is None:
+        """Load the checkpoint that was found; the number of steps that it has done."""
+        if self.checkpoint is None:
             return 0
-        if self.config.resume == "never":
-            raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-        check_identity(checkpoint, self.identity)
-        self.distributed.load_state(checkpoint.read, checkpoint.world)
-        return checkpoint.step
+        self.distributed.load_state(self.checkpoint.read, self.checkpoint.world)
+        return self.checkpoint.step
 
     def watch(self, start: int) -> Watch | nullcontext[None]:
         """What watches the run; nothing on ranks other than the first."""

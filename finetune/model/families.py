@@ -34,11 +34,6 @@ class Components:
         return int(self.vae.config.latent_channels)
 
 
-def load_tokenizer(config: ModelConfig) -> CLIPTokenizer:
-    """The tokenizer alone. Raises UserError where the model cannot be found."""
-    return _load(CLIPTokenizer, config, "tokenizer")
-
-
 def load_components(config: ModelConfig) -> Components:
     """All parts, checked against one another.
 
@@ -50,7 +45,7 @@ def load_components(config: ModelConfig) -> Components:
         unet=_load(UNet2DConditionModel, config, "unet", **weights),
         vae=_load(AutoencoderKL, config, "vae", **weights),
         text_encoder=_load(CLIPTextModel, config, "text_encoder", **weights),
-        tokenizer=load_tokenizer(config),
+        tokenizer=_load(CLIPTokenizer, config, "tokenizer"),
     )
     _check(config, components)
     _prepare(config, components.unet)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from finetune.diffusion.config import WEIGHTINGS as ALLOWED
 from finetune.diffusion.config import DiffusionConfig
-from finetune.diffusion.objective import Objective, soft_min_snr
+from finetune.diffusion.objective import WEIGHTINGS, Objective, soft_min_snr
 from finetune.diffusion.schedule import Schedule
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -82,3 +83,7 @@ def test_the_loss_is_the_weighted_mean_of_squared_errors() -> None:
 def test_the_loss_is_computed_in_fp32_whatever_comes_in() -> None:
     loss = Objective(DiffusionConfig()).loss(NOISE.bfloat16(), LATENTS.bfloat16(), TIMESTEPS)
     assert loss.dtype == torch.float32
+
+
+def test_every_weighting_that_a_recipe_may_name_is_there() -> None:
+    assert set(WEIGHTINGS) == set(ALLOWED)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from finetune.optim.config import SCHEDULES as ALLOWED
 from finetune.optim.config import OptimConfig
-from finetune.optim.schedules import rate_factor
+from finetune.optim.schedules import SCHEDULES, rate_factor
 
 
 def test_linear_falls_evenly_to_zero() -> None:
@@ -19,3 +20,7 @@ def test_constant_stays() -> None:
 def test_warmup_rises_evenly_to_the_schedule() -> None:
     config = OptimConfig(schedule="constant", warmup_steps=4)
     assert [rate_factor(config, step, 10) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_every_schedule_that_a_recipe_may_name_is_there() -> None:
+    assert set(SCHEDULES) == set(ALLOWED)
