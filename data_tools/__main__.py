@@ -12,7 +12,8 @@ from rich.table import Table
 
 from data_tools.build import build
 from data_tools.demo.cli import app as demo
-from data_tools.indexing import Refused, index_folder, verify_folder
+from data_tools.indexing import Refused, expand, index_folder, index_shards, verify_index
+from data_tools.loose import index_tree
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
 from finetune.entry import enter
@@ -44,18 +45,36 @@ def build_command(
 
 @app.command("index")
 def index_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of webdataset shards (.tar).")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            help="A folder of webdataset shards (.tar) or of loose pictures; or shards as paths and URLs, brace "
+            "ranges, globs, and .txt files that list them."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the index; a folder of data takes its own.")] = None,
     text: Text = "auto",
     workers: Workers = CORES,
     verify: Annotated[bool, typer.Option(help="Compare all shards with the index that is there.")] = False,
 ) -> None:
-    """Index shards that were made elsewhere. Run again, it reads new shards only."""
+    """Index shards that were made elsewhere, or loose pictures in place. Run again, it reads what is new only."""
     _check_text(text)
+    folder = Path(shards[0]) if len(shards) == 1 and Path(shards[0]).is_dir() else None
     if verify:
-        index = verify_folder(folder, workers)
+        index = Index.load(folder or Path(shards[0]))
+        verify_index(index, workers)
         console.print(f"{len(index.shards)} shards are as they were indexed.")
+    elif folder and any(folder.rglob("*.tar")):
+        if out is None:
+            _report(folder, *index_folder(folder, text, workers))
+        else:
+            _report(out, *index_shards(expand([f"{folder}/**/*.tar"]), out, text, workers))
+    elif folder:
+        _report(out or folder, *index_tree(folder, out or folder, text, workers))
+    elif out is None:
+        raise UserError(f"{shards[0]} is not a folder: say with --out FOLDER where the index goes")
     else:
-        _report(folder, *index_folder(folder, text, workers))
+        _report(out, *index_shards(expand(shards), out, text, workers))
 
 
 def _check_text(text: str) -> None:
@@ -64,7 +83,7 @@ def _check_text(text: str) -> None:
 
 
 def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
-    tagged, captioned = int(index.has_tags.sum()), int(index.has_caption.sum())
+    tagged, captioned = (int(index.numbers(name).sum()) for name in ("has_tags", "has_caption"))
     console.print(
         f"{len(index):,} samples, shards: {len(index.shards):,} "
         f"({sum(s.size for s in index.shards) / 2**30:.2f} GiB): {tagged:,} with tags, {captioned:,} with a caption"

@@ -12,7 +12,7 @@ from typing import Any
 
 import webdataset
 
-from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, index_folder
+from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, index_folder, side_files
 from data_tools.progress import in_parallel
 from finetune.data.buckets import fit
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order
@@ -46,7 +46,7 @@ class ShardPlan:
 
 
 def build(source: Path, out: Path, *, shard_mib: int, text_as: str, workers: int) -> tuple[Index, list[Refused]]:
-    """Pack every picture below `source` with its side files (same name, `.txt` and `.json`) into `out`, and index it.
+    """Pack every picture below `source` with its side files into `out`, and index it.
 
     Raises:
         UserError: there is nothing to pack, or `out` holds shards of something else.
@@ -120,9 +120,10 @@ def _members(source: Source, text_as: str) -> dict[str, Any]:
     data = source.path.read_bytes()
     info = probe(data)
     load(data, fit(info.width, info.height, CHECK_PX, CHECK_PX, 0.5, 0.5), False, (255, 255, 255))
-    text, side = (_side_file(source.path, suffix) for suffix in (".txt", ".json"))
-    labels = parse_labels(text, side, text_as)
-    fields = parse_json(side) if side is not None else {}
+    files = {member: path for member, path in side_files(source.path).items() if path.is_file()}
+    sides = {member: path.read_bytes() for member, path in files.items()}
+    labels = parse_labels(sides, text_as)
+    fields = parse_json(sides["json"]) if "json" in sides else {}
     fields.pop("captions", None)
     fields |= {"tags": list(labels.tags), "caption": list(labels.captions), "source": source.relative}
     return {
@@ -132,15 +133,10 @@ def _members(source: Source, text_as: str) -> dict[str, Any]:
     }
 
 
-def _side_file(image: Path, suffix: str) -> bytes | None:
-    path = image.with_suffix(suffix)
-    return path.read_bytes() if path.is_file() else None
-
-
 def _digest(sources: list[Source], text_as: str) -> str:
     digest = hashlib.sha256(text_as.encode())
     for source in sources:
-        for path in (source.path, source.path.with_suffix(".txt"), source.path.with_suffix(".json")):
+        for path in (source.path, *side_files(source.path).values()):
             stat = path.stat() if path.is_file() else None
             digest.update(f"{source.relative}{path.suffix}:{stat and (stat.st_size, stat.st_mtime_ns)}".encode())
     return digest.hexdigest()

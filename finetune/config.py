@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from finetune.checkpoint.config import CheckpointConfig
-from finetune.data.config import CaptionsConfig, DataConfig
+from finetune.data.config import CaptionsConfig, DataConfig, Policy
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
@@ -125,6 +126,7 @@ def check(config: Config, world: int) -> None:
         UserError: they do not fit together.
     """
     accumulation(config, world)
+    policies(config)
     buckets, samples = config.data.buckets, config.monitor.samples
     if world > 1 and config.strategy.name == "single":
         raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
@@ -133,6 +135,24 @@ def check(config: Config, world: int) -> None:
             f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side "
             f"that is trained ({buckets.max_side_px} px): lower monitor.samples.width_px and height_px"
         )
+
+
+def policies(config: Config) -> list[Policy]:
+    """What each source of the data asks for, in order; what its captions leave open is the recipe's.
+
+    Raises:
+        UserError: a source's captions have an unknown setting or a value that is not allowed.
+    """
+    found = []
+    for name, source in config.data.all_sources.items():
+        try:
+            captions = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.captions), source.captions))
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"data.sources.{name}.captions: {reason}; it takes the settings of captions") from error
+        assert isinstance(captions, CaptionsConfig)
+        found.append(Policy(captions, source.loss_weight))
+    return found
 
 
 def resolved(config: Config) -> dict[str, Any]:

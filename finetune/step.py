@@ -28,7 +28,7 @@ class TrainingStep:
         target = self._objective.target(latents, batch.noise, batch.timesteps)
         with self._autocast:
             prediction = self._trainee(model_input, batch.timesteps, batch.input_ids)
-        return self._objective.loss(prediction, target, batch.timesteps)
+        return self._objective.loss(prediction, target, batch.timesteps, batch.loss_weights)
 
 
 def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
@@ -39,6 +39,8 @@ def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, laten
     return Batch(
         pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
         input_ids=torch.from_numpy(input_ids),
+        size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
+        loss_weights=torch.ones(size),
         timesteps=torch.zeros(size, dtype=torch.int64),
         noise=noise,
         perturbation=noise,

@@ -1,8 +1,7 @@
 """The run: build its parts in the order in which they are needed, then the loop. Start reading here."""
 
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -10,16 +9,16 @@ import torch
 from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline, export
-from finetune.checkpoint.resume import check_identity, package_versions, plan_identity
+from finetune.checkpoint.resume import check_identity, package_versions
 from finetune.checkpoint.store import Checkpoint, CheckpointStore
-from finetune.config import Config, resolved
-from finetune.data.index import Index
-from finetune.data.loader import BadSample, Batch, LatentShape, MicroBatches, open_loader
-from finetune.data.prepare import build_plan
-from finetune.data.source import ShardSource
+from finetune.config import Config, policies, resolved
+from finetune.data.loader import LatentShape
+from finetune.data.prepare import PlanSettings
+from finetune.data.preparer import BadSample
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
 from finetune.errors import UserError
+from finetune.feed import Batches, Feed
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
 from finetune.model.text import PromptTokenizer
@@ -52,13 +51,7 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        batch, seed = config.train, config.run.seed
-        self.index = Index.load(config.data.shards)
-        self.index.verify()
-        self.plan = build_plan(
-            self.index, config.data, micro_batch=batch.micro_batch, global_batch=batch.global_batch, seed=seed
-        )
-        self.phases = Phases(config.phases, config.optim, self.plan)
+        batch = config.train
         self.distributed = Distributed(
             config.strategy,
             micro_batch=batch.micro_batch,
@@ -67,14 +60,12 @@ class Run:
         )
         self.damaged: list[str] = []
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
-        self.identity = plan_identity(
-            config.data,
-            index=self.index.fingerprint,
-            seed=seed,
-            micro_batch=batch.micro_batch,
-            global_batch=batch.global_batch,
-        )
+        settings = PlanSettings(batch.micro_batch, batch.global_batch, config.run.seed)
+        self.feed = Feed(config.data, policies(config), settings, config.run_folder, self.distributed)
         self.checkpoint = self.find_checkpoint()
+        saved, done = (self.checkpoint.meta["journal"], self.checkpoint.step) if self.checkpoint else (None, 0)
+        self.feed.begin(saved, done)
+        self.phases = Phases(config.phases, config.optim, self.feed.plan)
 
         self.components = load_components(config.model)
         self.tokenizer = PromptTokenizer(self.components.tokenizer, config.model.max_tokens)
@@ -98,15 +89,14 @@ class Run:
             return None
         if self.config.resume == "never":
             raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-        check_identity(checkpoint, self.identity)
+        check_identity(checkpoint, self.feed.identity)
         return checkpoint
 
     def trial(self) -> None:
         """Take a step of the largest bucket and the longest prompt at rate 0 and forget it, so that memory runs out in
         the first minute or never. Raises UserError where it does, or where the model gives no finite loss."""
-        width, height = max(
-            (self.plan.sizes[b] for b in self.plan.draws_per_epoch.nonzero()[0]), key=lambda s: s.prod()
-        )
+        plan = self.feed.plan
+        width, height = max((plan.sizes[bucket] for bucket in plan.buckets), key=lambda size: size.prod())
         micro_batch = self.config.train.micro_batch
         batch = trial_batch(self.tokenizer.longest(micro_batch), int(width), int(height), self.latents)
         try:
@@ -139,6 +129,8 @@ class Run:
             self.config.run.name,
             self.config.monitor,
             resolved(self.config),
+            self.feed.journal,
+            notes=self.feed.notes,
             done_steps=start,
             total_steps=self.phases.total_steps,
             global_batch=self.config.train.global_batch,
@@ -150,56 +142,71 @@ class Run:
         return watch
 
     def fit(self, start: int, watch: Watch | None) -> None:
-        """Train from step `start` to the last."""
-        total, every = self.phases.total_steps, self.config.monitor.samples.every_steps
-        batches = self.batches(range(start, total))
+        """Train from step `start` to the last, stretch by stretch: at the borders between them the data may change."""
         bad: list[BadSample] = []
         if start == 0:
             self.sample(0, watch)
-        for step in range(start, total):
-            began = time.perf_counter()
-            loss, waited_s = self.accumulate(batches, bad)
-            rates = self.phases.rates(step)
-            grad_norm = self.distributed.step([rates[group] for group in self.groups])
-            done = step + 1
-            if watch:
-                values = self.metrics(step, loss, grad_norm, rates)
-                seconds = {"data_wait_s": waited_s, "step_s": time.perf_counter() - began}
-                watch.record({**values, **seconds}, self.plan.step(step))
-            saves = done % self.config.checkpoint.every_steps == 0 or done == total
-            if saves or done % self.config.monitor.flush_every_steps == 0:
+        while start < (total := self.phases.total_steps):
+            stretch = range(start, min(self.feed.border(start) or total, total))
+            with self.batches(stretch) as batches:
+                for step in stretch:
+                    batches.reached(step)
+                    self.train_step(step, batches, bad, watch)
+            start = stretch.stop
+            if start < total:
                 self.flush(bad, watch)
-            if saves:
-                self.save(done, watch)
-            if every and (done % every == 0 or done == total):
-                self.sample(done, watch)
+                self.renew(start, watch)
 
-    def batches(self, steps: range) -> Iterator[Batch]:
-        """This rank's micro-batches of some steps, on the device."""
-        dataset = MicroBatches(
-            self.plan,
-            ShardSource(self.index, self.config.data.text),
+    def train_step(self, step: int, batches: Batches, bad: list[BadSample], watch: Watch | None) -> None:
+        """Train a step counted from 0, and do what is due after it."""
+        began = time.perf_counter()
+        loss, waited_s = self.accumulate(batches, bad)
+        rates = self.phases.rates(step)
+        grad_norm = self.distributed.step([rates[group] for group in self.groups])
+        done, total = step + 1, self.phases.total_steps
+        if watch:
+            values = self.metrics(step, loss, grad_norm, rates)
+            seconds = {"data_wait_s": waited_s, "step_s": time.perf_counter() - began}
+            watch.record({**values, **seconds}, self.feed.plan.step(step))
+        saves = done % self.config.checkpoint.every_steps == 0 or done == total
+        if saves or done % self.config.monitor.flush_every_steps == 0:
+            self.flush(bad, watch)
+        if saves:
+            self.save(done, watch)
+        every = self.config.monitor.samples.every_steps
+        if every and (done % every == 0 or done == total):
+            self.sample(done, watch)
+
+    def batches(self, steps: range) -> AbstractContextManager[Batches]:
+        """This rank's micro-batches of some steps."""
+        return self.feed.batches(
+            steps,
             self.tokenizer,
-            self.config.data,
-            self.config.captions,
             self.latents,
             timesteps=self.config.diffusion.timesteps,
-            seed=self.config.run.seed,
-            steps=steps,
-            rank=self.distributed.rank,
-            world=self.distributed.world,
+            pin=self.distributed.device.type == "cuda",
         )
-        device = self.distributed.device
-        for batch in open_loader(dataset, self.config.data, pin=device.type == "cuda"):
-            yield batch.to(device)
 
-    def accumulate(self, batches: Iterator[Batch], bad: list[BadSample]) -> tuple[Tensor, float]:
+    def renew(self, step: int, watch: Watch | None) -> None:
+        """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
+        try:
+            if not self.feed.renew(step):
+                return
+        except UserError as error:
+            if watch:
+                watch.event("data change passed over", step=step, reason=str(error))
+            return
+        self.phases = Phases(self.config.phases, self.config.optim, self.feed.plan)
+        if watch:
+            watch.data_changed(step, self.feed.journal, self.phases.total_steps)
+
+    def accumulate(self, batches: Batches, bad: list[BadSample]) -> tuple[Tensor, float]:
         """Add up one step's gradients. Returns its mean loss over all ranks, on the device, and the seconds that were
         spent waiting for data; what could not be used is added to `bad`."""
         losses, waited_s = [], 0.0
         for i in range(self.distributed.accumulation):
             asked = time.perf_counter()
-            batch = next(batches)
+            batch = next(batches).to(self.distributed.device)
             waited_s += time.perf_counter() - asked
             loss = self.step.loss(batch)
             self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
@@ -213,7 +220,7 @@ class Run:
         return {
             "step": done,
             "samples_seen": done * self.config.train.global_batch,
-            "epoch": self.plan.epoch(done),
+            "epoch": self.feed.plan.epoch(done),
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": {group: rates[group] for group in self.groups},
@@ -229,7 +236,8 @@ class Run:
 
     def save(self, done: int, watch: Watch | None) -> None:
         """Save a checkpoint after `done` steps."""
-        meta = {"identity": self.identity, "packages": package_versions()}
+        journal = self.feed.journal.to_plain()
+        meta = {"identity": self.feed.identity, "journal": journal, "packages": package_versions()}
         checkpoint = self.store.save(done, self.distributed.state(), meta)
         if watch:
             watch.saved(done, checkpoint)

@@ -25,12 +25,18 @@ LAYERS = {
     "finetune.diffusion": 1,
     "finetune.data": 1,
     "finetune.data.images": 2,
-    "finetune.data.source": 2,
+    "finetune.data.remote": 2,
+    "finetune.data.cache": 2,
+    "finetune.data.sources": 2,
+    "finetune.data.prepare": 2,
+    "finetune.data.preparer": 2,
+    "finetune.data.ahead": 2,
     "finetune.data.loader": 2,
     "finetune.model": 2,
     "finetune.optim": 2,
     "finetune.checkpoint": 2,
     "finetune.step": 3,
+    "finetune.feed": 3,
     "finetune.phases": 4,
     "finetune.monitor": 4,
     "finetune.config": 5,
@@ -38,7 +44,7 @@ LAYERS = {
     "finetune.runs": 6,
     "finetune.__main__": 6,
 }
-NUMPY_ONLY = ("hashing", "index", "labels", "plan", "buckets", "prompts", "prepare", "config")
+NUMPY_ONLY = ("hashing", "samples", "index", "labels", "layout", "plan", "journal", "overlay", "buckets", "prompts")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "bitsandbytes", "matplotlib", "wandb")
 
 

@@ -1,22 +1,20 @@
 """Phases over the steps of a run."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
+from finetune.data.layout import Layout, SourceSamples
 from finetune.data.plan import Plan
 from finetune.errors import UserError
 from finetune.optim.config import OptimConfig
 from finetune.phases import PhaseConfig, Phases, trains_text_encoder
 
-PLAN = Plan(
-    np.arange(1000, dtype=np.uint64),
-    np.zeros(1000, dtype=np.int64),
-    np.array([[64, 64]]),
-    micro_batch=4,
-    global_batch=16,
-    window_shards=1,
-    seed=0,
-)  # 62.5 steps an epoch
+SIZES = np.array([[64, 64]])
+SOURCE = SourceSamples(0, np.array([0, 1000]), np.zeros(1000, dtype=np.uint16), Fraction(1))
+LAYOUT = Layout([SOURCE], SIZES, window_shards=1, seed=0)
+PLAN = Plan([LAYOUT], SIZES, micro_batch=4, global_batch=16, seed=0)  # 62.5 steps an epoch
 OPTIM = OptimConfig(lr=4e-6, text_encoder_lr=1e-6, schedule="linear")
 
 

@@ -1,12 +1,19 @@
 """What a recipe says about its data and its prompts. Imports nothing heavy, so that tools start fast."""
 
+import re
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
 from finetune.errors import UserError
 
 TEXT_KINDS = ("auto", "tags", "caption")
+OVERLAY_MODES = ("replace", "add")
+ON_CHANGE = ("refuse", "next_epoch")
+SOURCE_NAME = re.compile(r"[\w-]+")
+MAX_SOURCES = 256
+MAX_REPEATS = 1000
 
 
 @dataclass
@@ -19,6 +26,12 @@ class BucketsConfig:
     """Longest side that a bucket may have."""
     step_px: int = 64
     """Both sides are multiples of this; a multiple of 8, the factor by which SD's VAE shrinks a picture."""
+    sizes_px: list[list[int]] = field(default_factory=list)
+    """Explicit buckets as [width, height] in place of those that follow from the three settings above."""
+    no_upscale: bool = False
+    """A picture too small for the bucket of its aspect goes into a smaller one of its own size, in steps of step_px."""
+    min_image_px: int = 0
+    """Pictures whose shorter side is below this are left out."""
 
     def __post_init__(self) -> None:
         if self.step_px <= 0 or self.step_px % 8:
@@ -33,19 +46,94 @@ class BucketsConfig:
                 f"data.buckets.max_side_px is {self.max_side_px}, below resolution_px ({self.resolution_px}): "
                 "raise it to at least the resolution"
             )
+        for size in self.sizes_px:
+            if len(size) != 2 or min(size) <= 0 or any(side % 8 for side in size):
+                raise UserError(f"data.buckets.sizes_px has {list(size)}: give [width, height] in multiples of 8")
+        if self.min_image_px < 0:
+            raise UserError(f"data.buckets.min_image_px is {self.min_image_px}: use 0 or more")
+
+
+@dataclass
+class OverlayConfig:
+    """A table of labels that stands over what a source holds, so that a data set improves without being rewritten."""
+
+    path: str | None = None
+    """Parquet or JSONL file with a column `key` or `id` and any of tags, caption, score and exclude; a changed file is
+    taken in at the next epoch's border."""
+    mode: str = "replace"
+    """replace puts its tags and captions in place of the stored ones wherever it has any; add appends them."""
+    min_score: float | None = None
+    """Samples whose score is below this are left out."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in OVERLAY_MODES:
+            raise UserError(f"overlay.mode is {self.mode!r}: use one of {', '.join(OVERLAY_MODES)}")
+
+
+@dataclass
+class SourceConfig:
+    """One set of samples among several."""
+
+    path: str = MISSING
+    """Folder, or URL of a folder, that holds an `index.arrow`."""
+    repeats: float = 1.0
+    """How often each sample is drawn per epoch; 0.5 draws every other one, the rest the epoch after."""
+    captions: dict[str, Any] = field(default_factory=dict)
+    """What differs from the recipe's `captions` for this source."""
+    loss_weight: float = 1.0
+    """Weight of these samples in the loss, for regularisation images (prior preservation)."""
+    overlay: OverlayConfig = field(default_factory=OverlayConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.repeats <= MAX_REPEATS:
+            raise UserError(f"a source's repeats is {self.repeats}: use a number above 0 and up to {MAX_REPEATS}")
+        if self.loss_weight < 0:
+            raise UserError(f"a source's loss_weight is {self.loss_weight}: use 0 or more")
+
+
+@dataclass
+class CacheConfig:
+    """Where shards that lie elsewhere (http, S3, …) are kept while they are needed."""
+
+    folder: str = "~/.cache/longhaul"
+    """Local folder, shared by all ranks and runs of a node."""
+    size_gib: float = 100.0
+    """At most this much is kept; what was used longest ago goes first."""
+    windows_ahead: int = 1
+    """Shuffling windows that are fetched ahead of the one being trained."""
+    downloads: int = 4
+    """Shards that a node fetches at the same time."""
+    timeout_s: float = 30.0
+    """A request that has been silent for this long is given up and tried again."""
+    alert_after_s: float = 60.0
+    """When data cannot be read for this long, the run counts as paused and says so."""
+
+    def __post_init__(self) -> None:
+        for name in ("size_gib", "timeout_s", "alert_after_s"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"data.cache.{name} is {getattr(self, name)}: use a number above 0")
+        if self.windows_ahead < 0 or self.downloads < 1:
+            raise UserError("data.cache.windows_ahead must not be negative and data.cache.downloads at least 1")
 
 
 @dataclass
 class DataConfig:
     """Where the samples come from and how pictures are cut."""
 
-    shards: str = MISSING
-    """Folder of webdataset shards with their `index.arrow`."""
+    shards: str | None = None
+    """Folder, or URL of a folder, that holds an `index.arrow`: short for a single entry in `sources`."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several sets of samples by name, mixed in proportion."""
     text: str = "auto"
     """What `.txt` members hold: auto, tags or caption."""
     buckets: BucketsConfig = field(default_factory=BucketsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     window_shards: int = 16
     """Samples are shuffled within windows of this many shards; more mixes better, fewer keeps reads closer together."""
+    exclude: str | None = None
+    """File of keys, one a line, of samples that are replaced from the next start on; `id:N` means sample id N."""
+    on_change: str = "refuse"
+    """What happens when an index has grown since the run began: refuse, or next_epoch, which takes it in then."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
     random_crop: bool = False
@@ -62,6 +150,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.text not in TEXT_KINDS:
             raise UserError(f"data.text is {self.text!r}: use one of {', '.join(TEXT_KINDS)}")
+        if self.on_change not in ON_CHANGE:
+            raise UserError(f"data.on_change is {self.on_change!r}: use one of {', '.join(ON_CHANGE)}")
         if len(self.background) != 3 or not all(0 <= c <= 255 for c in self.background):
             raise UserError(f"data.background is {list(self.background)}: give three numbers from 0 to 255")
         check_share("data.flip", self.flip)
@@ -71,6 +161,20 @@ class DataConfig:
                 raise UserError(f"data.{name} is {getattr(self, name)}: use at least 1")
         if self.workers < 0:
             raise UserError(f"data.workers is {self.workers}: use 0 or more")
+        if self.shards and self.sources:
+            raise UserError("data.shards and data.sources are both given: move the first into the second")
+        for name in self.sources:
+            if not SOURCE_NAME.fullmatch(name):
+                raise UserError(f"data.sources has the name {name!r}: use letters, digits, '-' and '_' only")
+        if len(self.sources) > MAX_SOURCES:
+            raise UserError(f"data.sources has {len(self.sources)} entries: use at most {MAX_SOURCES}")
+
+    @property
+    def all_sources(self) -> dict[str, SourceConfig]:
+        """The sources by name, where `shards` stands for one of them. Raises UserError where there is none."""
+        if not self.shards and not self.sources:
+            raise UserError("data.shards is not set: give it in the recipe or as data.shards=… on the command line")
+        return self.sources or {"shards": SourceConfig(path=str(self.shards))}
 
 
 @dataclass
@@ -98,6 +202,13 @@ class CaptionsConfig:
                 f"captions.tags_weight is {self.tags_weight} and captions.caption_weight {self.caption_weight}: "
                 "neither may be negative and one must be above 0"
             )
+
+
+class Policy(NamedTuple):
+    """What one source asks for."""
+
+    captions: CaptionsConfig
+    loss_weight: float
 
 
 def check_share(name: str, value: float) -> None:

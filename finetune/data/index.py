@@ -1,88 +1,107 @@
-"""The index: where every sample of a folder of shards lies, in one memory-mapped file.
+"""The index: where every sample of a set of shards lies, in one memory-mapped file.
 
 One Arrow IPC file, `index.arrow`, with one row per sample in shard order. Its numeric columns are read as numpy arrays
 that share the mapped file, so an index of 100 million samples opens at once and costs every process the same pages.
+
+Shards keep their number when others are added behind them, and the fingerprint is a chain over the shards, so the
+index that a run began with can be told, and had, from one that has grown since.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from finetune.data.hashing import U64
 from finetune.errors import UserError
 
 FILE_NAME = "index.arrow"
-VERSION = 1
+VERSION = 2
 TAR_BLOCK = 512
+TARS, FILES = "tars", "files"
+IMAGE = "image"
+SIDE_FILES = {"text": "txt", "tags": "tags", "caption": "caption", "json": "json"}
+"""Members that hold labels, by the suffix that they have in a shard or beside a picture."""
+MEMBERS = (IMAGE, *SIDE_FILES)
 NUMBERS = {
     "shard": pa.uint32(),
-    "image_offset": pa.uint64(),
-    "image_size": pa.uint64(),
-    "text_offset": pa.uint64(),
-    "text_size": pa.uint64(),
-    "json_offset": pa.uint64(),
-    "json_size": pa.uint64(),
+    **{f"{member}_{what}": pa.uint64() for member in MEMBERS for what in ("offset", "size")},
     "width": pa.uint32(),
     "height": pa.uint32(),
+    "repeats": pa.uint16(),
     "has_tags": pa.uint8(),
     "has_caption": pa.uint8(),
 }
 """Offsets and sizes are bytes within the shard, and size 0 says that there is no such member; width and height are
-pixels after EXIF rotation."""
+pixels after EXIF rotation; repeats is what the folder's name asks for (`10_fox`), else 1."""
 SCHEMA = pa.schema([("key", pa.large_string()), ("format", pa.dictionary(pa.int8(), pa.string())), *NUMBERS.items()])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file."""
+    """One tar file, or one group of loose pictures."""
 
     name: str
-    """Path relative to the index's folder."""
+    """URL, absolute path, or path relative to the index's root; of a group of loose pictures, its number."""
     size: int
     """Bytes."""
     sha256: str
+    """Of the tar's bytes; of a group of loose pictures, of their names and sizes."""
     samples: int
 
 
-class Index:
-    """The samples of a folder of shards. Pickles as its path, so loader workers map the same file."""
+class Span(NamedTuple):
+    """Bytes of one file."""
 
-    def __init__(self, folder: Path, table: pa.Table) -> None:
-        metadata = json.loads(table.schema.metadata[b"longhaul"])
+    location: str
+    """Path or URL."""
+    offset: int
+    size: int
+
+
+class Index:
+    """The samples of a set of shards. Pickles as its path, so loader workers map the same file."""
+
+    def __init__(self, folder: Path, root: str, table: pa.Table, metadata: dict[str, Any]) -> None:
         self.folder = folder
+        self.root = root
+        self.kind: str = metadata["kind"]
         self.shards = tuple(Shard(**shard) for shard in metadata["shards"])
-        self.fingerprint: str = metadata["fingerprint"]
+        self.chain: list[str] = metadata["chain"]
+        self._metadata = metadata
         self._table = table
-        self.shard = self._numbers("shard")
-        self.image_offset = self._numbers("image_offset")
-        self.image_size = self._numbers("image_size")
-        self.text_offset = self._numbers("text_offset")
-        self.text_size = self._numbers("text_size")
-        self.json_offset = self._numbers("json_offset")
-        self.json_size = self._numbers("json_size")
-        self.width = self._numbers("width")
-        self.height = self._numbers("height")
-        self.has_tags = self._numbers("has_tags")
-        self.has_caption = self._numbers("has_caption")
+        self.first_rows: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.shard = self.numbers("shard")
+        self.width = self.numbers("width")
+        self.height = self.numbers("height")
+        self.repeats = self.numbers("repeats")
+        self._spans = {m: (self.numbers(f"{m}_offset"), self.numbers(f"{m}_size")) for m in MEMBERS}
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index.load, (self.folder,)
+        return Index.load, (self.folder, self.root, len(self.shards))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shards' names, sizes, hashes and of all rows."""
+        return self.chain[-1]
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Index":
-        """Map the index of a folder of shards.
+    def load(cls, folder: Path | str, root: str | None = None, shards: int | None = None) -> "Index":
+        """Map the index of a folder.
+
+        Args:
+            root: where relative names start, a folder or a URL; None takes what was indexed.
+            shards: leave out all shards but the first so many.
 
         Raises:
             UserError: there is none, or it cannot be read by this version.
@@ -93,107 +112,128 @@ class Index:
             raise UserError(f"there is no index {path}: {remedy}")
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"the index {path} is damaged ({error}): {remedy}") from error
-        if json.loads((table.schema.metadata or {}).get(b"longhaul", b"{}")).get("version") != VERSION:
+        metadata = json.loads((table.schema.metadata or {}).get(b"longhaul", b"{}"))
+        if metadata.get("version") != VERSION:
             raise UserError(f"the index {path} is of another version: {remedy}")
         if not table.num_rows:
             raise UserError(f"the index {path} holds no samples: check what was refused, then {remedy}")
-        return cls(path.parent, table)
+        whole = cls(path.parent, root or metadata["root"] or str(path.parent), table, metadata)
+        return whole if shards is None else whole.head(shards)
 
-    @cached_property
-    def sample_ids(self) -> U64:
-        """Shard number << 32 | ordinal within the shard, which stays a sample's name when shards are added: uint64
-        [samples]."""
-        first_rows = np.cumsum([0, *(shard.samples for shard in self.shards)])
-        ordinals = np.arange(len(self)) - first_rows[self.shard]
-        ids: U64 = self.shard.astype(np.uint64) << np.uint64(32) | ordinals.astype(np.uint64)
-        return ids
+    def head(self, shards: int) -> "Index":
+        """The index of the first `shards` shards."""
+        if shards == len(self.shards):
+            return self
+        first = {**self._metadata, "shards": self._metadata["shards"][:shards], "chain": self.chain[:shards]}
+        return Index(self.folder, self.root, self._table.slice(0, int(self.first_rows[shards])), first)
 
     def key(self, row: int) -> str:
-        """The sample's key, as its members are called in the shard."""
+        """The sample's key, as its members are called in the shard; of a loose picture, its path in the tree."""
         return str(self._table["key"][row].as_py())
 
-    def shard_path(self, number: int) -> Path:
-        """Where a shard lies."""
-        return self.folder / self.shards[number].name
+    def rows(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
+        """The rows that have one of these keys, in order: int64 [rows]."""
+        wanted = pc.is_in(self._table["key"], value_set=pa.array(list(keys), pa.large_string()))
+        return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
 
-    def verify(self) -> None:
-        """Check in milliseconds that the shards are those that were indexed: size, and the tar headers in front of
-        every shard's first and last image.
+    def location(self, number: int) -> str:
+        """Path or URL of a shard."""
+        return joined(self.root, self.shards[number].name)
 
-        Raises:
-            UserError: a shard is missing or is not the one that was indexed.
-        """
-        last_rows = np.cumsum([shard.samples for shard in self.shards]) - 1
-        for number, (shard, last) in enumerate(zip(self.shards, last_rows, strict=True)):
-            path = self.shard_path(number)
-            if not path.is_file():
-                raise UserError(
-                    f"shard {path} is missing: put it back, or index the folder again with "
-                    f"`python -m data_tools index {self.folder}`"
-                )
-            matches = path.stat().st_size == shard.size
-            for row in {int(last) - shard.samples + 1, int(last)} if shard.samples else ():
-                matches = matches and self._header_matches(path, row)
-            if not matches:
-                raise self.mismatch(path)
+    def spans(self, row: int) -> dict[str, Span]:
+        """Where the members of a sample lie, by MEMBERS; those that it has."""
+        found = {}
+        for member, (offsets, sizes) in self._spans.items():
+            if size := int(sizes[row]):
+                found[member] = Span(self._file(row, member), int(offsets[row]), size)
+        return found
 
-    def verify_hashes(self, number: int) -> None:
-        """Read a whole shard and compare its SHA-256. Raises UserError where it differs."""
-        path = self.shard_path(number)
-        if file_sha256(path) != self.shards[number].sha256:
-            raise self.mismatch(path)
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Bytes of every sample's members together: int64 [samples]."""
+        total = np.zeros(len(self), dtype=np.int64)
+        for _, sizes in self._spans.values():
+            total += sizes.astype(np.int64)
+        return total
 
-    def mismatch(self, path: Path) -> UserError:
-        """What to say when a shard is not the one that was indexed."""
-        return UserError(
-            f"the index {self.folder / FILE_NAME} does not match its shard {path.name}: put back the shard that was "
-            f"indexed, or index the folder again with `python -m data_tools index {self.folder}`"
-        )
-
-    def _header_matches(self, path: Path, row: int) -> bool:
-        with path.open("rb") as file:
-            file.seek(int(self.image_offset[row]) - TAR_BLOCK)
-            header = file.read(TAR_BLOCK)
-        # ustar, POSIX.1-1988: the size in octal at byte 124, the magic at 257; GNU writes large sizes in base 256.
-        if header[257:262] != b"ustar":
-            return False
-        field = header[124:136]
-        size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b"\0 ") or b"0", 8)
-        return size == int(self.image_size[row])
-
-    def _numbers(self, name: str) -> npt.NDArray[Any]:
-        """A column as an array that shares the mapped file."""
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of NUMBERS as an array that shares the mapped file."""
         column = self._table[name]
         array: npt.NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
         return array
 
+    def mismatch(self, location: str) -> UserError:
+        """What to say when a shard is not the one that was indexed."""
+        name = location.rpartition("/")[2]
+        return UserError(
+            f"the index {self.folder / FILE_NAME} does not match its shard {name}: put back the shard that was "
+            f"indexed, or index the folder again with `python -m data_tools index {self.folder}`"
+        )
 
-def write_index(folder: Path, shards: Sequence[Shard], tables: Sequence[pa.Table]) -> Index:
-    """Write the index of a folder from its shards and their samples (SCHEMA without regard to `shard`, which is set
-    here), under a temporary name first, so that there is never half an index."""
+    def _file(self, row: int, member: str) -> str:
+        if self.kind == TARS:
+            return self.location(int(self.shard[row]))
+        picture = joined(self.root, self.key(row))
+        return picture if member == IMAGE else beside(picture, SIDE_FILES[member])
+
+
+def joined(root: str, name: str) -> str:
+    """A name below a root, unless it is a URL or an absolute path of its own."""
+    return name if "://" in name or name.startswith("/") else f"{root.rstrip('/')}/{name}"
+
+
+def beside(picture: str, suffix: str) -> str:
+    """The side file of a loose picture: the same name with another suffix."""
+    return f"{picture.rpartition('.')[0]}.{suffix}"
+
+
+def write_index(
+    folder: Path, kind: str, shards: Sequence[Shard], tables: Sequence[pa.Table], root: Path | None = None
+) -> Index:
+    """Write the index of some shards and their samples (SCHEMA without regard to `shard`, which is set here), under a
+    temporary name first, so that there is never half an index.
+
+    Args:
+        folder: where the index goes.
+        kind: TARS or FILES.
+        root: where relative names start; None means `folder`, which may then be moved as a whole.
+    """
     numbered = [
         table.set_column(
             table.schema.get_field_index("shard"), "shard", pa.array(np.full(table.num_rows, i, dtype=np.uint32))
         )
         for i, table in enumerate(tables)
     ]
-    joined = pa.concat_tables(numbered).unify_dictionaries().combine_chunks() if numbered else SCHEMA.empty_table()
-    digest = hashlib.sha256(json.dumps([VERSION, [asdict(s) for s in shards]]).encode())
-    for name in NUMBERS:
-        digest.update(joined[name].to_numpy().tobytes())
-    metadata = {"version": VERSION, "fingerprint": digest.hexdigest(), "shards": [asdict(s) for s in shards]}
-    joined = joined.replace_schema_metadata({"longhaul": json.dumps(metadata)})
-
+    whole = pa.concat_tables(numbered).unify_dictionaries().combine_chunks() if numbered else SCHEMA.empty_table()
+    metadata = {
+        "version": VERSION,
+        "kind": kind,
+        "root": str(root.absolute()) if root else None,
+        "shards": [asdict(shard) for shard in shards],
+        "chain": _chain(kind, shards, numbered),
+    }
+    whole = whole.replace_schema_metadata({"longhaul": json.dumps(metadata)})
     path, temporary = folder / FILE_NAME, folder / f".{FILE_NAME}.tmp"
     with temporary.open("wb") as file:
-        with pa.ipc.new_file(file, joined.schema) as writer:
-            writer.write_table(joined)
+        with pa.ipc.new_file(file, whole.schema) as writer:
+            writer.write_table(whole)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return Index.load(folder)
+
+
+def _chain(kind: str, shards: Sequence[Shard], tables: Sequence[pa.Table]) -> list[str]:
+    """The index's fingerprint after each of its shards."""
+    digests: list[str] = []
+    for shard, table in zip(shards, tables, strict=True):
+        before = digests[-1] if digests else f"{VERSION}:{kind}"
+        digest = hashlib.sha256(json.dumps([before, asdict(shard)]).encode())
+        for name in NUMBERS:
+            digest.update(table[name].to_numpy().tobytes())
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a sample's side files say: its tags and its captions."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +19,33 @@ class Labels:
     captions: tuple[str, ...] = ()
 
 
-def parse_labels(text: bytes | None, json_bytes: bytes | None, text_as: str) -> Labels:
-    """Read a sample's `.txt` and `.json` members; what the JSON holds comes before what the text holds.
+def parse_labels(members: Mapping[str, bytes], text_as: str) -> Labels:
+    """Read a sample's side files, by SIDE_FILES of the index: "json", "tags", "caption" and "text". What one of them
+    holds comes before what those after it hold.
 
     JSON: `tags` is a list or a string; `caption` or `captions` a string or a list of strings.
 
     Args:
-        text: the text member; None where there is none.
-        json_bytes: the JSON member; None where there is none.
+        members: the bytes of those that there are.
         text_as: whether the text is "tags", a "caption", or to be told by its looks ("auto").
 
     Raises:
         DataFault: bytes that are not UTF-8, or JSON that is not an object of these types.
     """
-    fields = parse_json(json_bytes) if json_bytes is not None else {}
-    tags = _strings(fields.get("tags"), "tags", split=True)
-    captions = _strings(fields.get("caption", fields.get("captions")), "caption", split=False)
-    if text is None:
+    fields = parse_json(members["json"]) if "json" in members else {}
+    tags = as_strings(fields.get("tags"), "json: tags", split=True)
+    captions = as_strings(fields.get("caption", fields.get("captions")), "json: caption", split=False)
+    if "tags" in members:
+        tags = tags or split_tags(_decoded(members["tags"], "tags"))
+    if "caption" in members:
+        captions = captions or as_strings(_decoded(members["caption"], "caption"), "caption", split=False)
+    if "text" not in members:
         return Labels(tags, captions)
-    words = _decoded(text, "txt")
+    words = _decoded(members["text"], "txt")
     are_tags = text_as == "tags" or (text_as == "auto" and looks_like_tags(words))
     if are_tags:
         return Labels(tags or split_tags(words), captions)
-    return Labels(tags, captions or _strings(words, "txt", split=False))
+    return Labels(tags, captions or as_strings(words, "txt", split=False))
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -74,14 +79,23 @@ def split_tags(text: str) -> tuple[str, ...]:
     return tuple(tag for part in parts if (tag := part.strip()))
 
 
-def _strings(value: Any, name: str, *, split: bool) -> tuple[str, ...]:
+def as_strings(value: Any, name: str, *, split: bool) -> tuple[str, ...]:
+    """A string or a list of strings as a tuple, without empty ones; None is none.
+
+    Args:
+        name: what to call it in a fault.
+        split: whether a string is a list of tags.
+
+    Raises:
+        DataFault: it is neither.
+    """
     if value is None:
         return ()
     if isinstance(value, str):
         return split_tags(value) if split else tuple(filter(None, [value.strip()]))
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(stripped for item in value if (stripped := item.strip()))
-    raise DataFault(f"json: {name} is neither a string nor a list of strings")
+    raise DataFault(f"{name} is neither a string nor a list of strings")
 
 
 def _decoded(data: bytes, name: str) -> str:

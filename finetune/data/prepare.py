@@ -1,25 +1,211 @@
-"""The plan of a recipe over an index."""
+"""From a recipe and its journal to the two things that loading needs: the plan, and the sources that it draws from."""
 
-from finetune.data.buckets import bucket_sizes, merge_rare, nearest_bucket
-from finetune.data.config import DataConfig
-from finetune.data.index import Index
+import hashlib
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from finetune.data.buckets import I64, NONE, PIECE, U16, assign_buckets, bucket_sizes, merge_rare
+from finetune.data.cache import Cache
+from finetune.data.config import CacheConfig, DataConfig, SourceConfig
+from finetune.data.index import FILE_NAME, Index
+from finetune.data.journal import Edition, Exclusion, Journal, SourceState, check_growth
+from finetune.data.layout import Layout, SourceSamples
+from finetune.data.outage import Patience
+from finetune.data.overlay import Overlay, overlay_digest, take_in
 from finetune.data.plan import Plan
+from finetune.data.remote import Remote, is_remote
+from finetune.data.sources import Source, Sources
+from finetune.errors import UserError
+
+GIB = 2**30
+FINEST_REPEATS = 1000
+"""Repeats are taken as the nearest fraction with a denominator up to this."""
 
 
-def build_plan(index: Index, data: DataConfig, *, micro_batch: int, global_batch: int, seed: int) -> Plan:
-    """Sort the samples of an index into buckets and lay out the run's steps.
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the plan is a function of beside the data."""
+
+    micro_batch: int
+    global_batch: int
+    seed: int
+
+
+class DataSet:
+    """A recipe's sources as they are now, and what follows from them and a journal."""
+
+    def __init__(self, data: DataConfig, settings: PlanSettings, kept: Path, notes: Path | None = None) -> None:
+        """Open the indexes.
+
+        Args:
+            kept: folder for copies of overlays.
+            notes: folder for the notes of processes that wait for data; None leaves none.
+
+        Raises:
+            UserError: an index is missing, damaged or out of reach.
+        """
+        self.data = data
+        self.settings = settings
+        self.kept = kept
+        self.remote = Remote(data.cache.timeout_s)
+        self.patience = Patience(notes, data.cache.alert_after_s)
+        folder = Path(data.cache.folder)
+        self.cache = Cache(folder, round(data.cache.size_gib * GIB), self.remote, self.patience)
+        self.indexes = {
+            name: open_index(source.path, self.remote, data.cache) for name, source in data.all_sources.items()
+        }
+
+    def began(self) -> Journal:
+        """The journal of a run that begins with the sources as they are."""
+        return self.excluding(Journal((Edition(0, self._states()),)), 0)
+
+    def went_on(self, journal: Journal, step: int) -> Journal:
+        """The journal of a run that goes on with a step, after what has changed since.
+
+        Raises:
+            UserError: an index is another, or has grown and the recipe does not allow that.
+        """
+        states = self._states()
+        if states.keys() != journal.current.keys():
+            raise UserError(
+                f"data.sources are {', '.join(states)} now and were {', '.join(journal.current)} when the run began: "
+                "put them back, or start another run with another run.name"
+            )
+        for name, state in states.items():
+            check_growth(name, journal.current[name], state, self.indexes[name].chain, self.data.on_change)
+        if states != journal.current:
+            border = self.plan(journal).next_border(step)
+            journal = journal.with_edition(Edition(border, states))
+        return self.excluding(journal, step)
+
+    def excluding(self, journal: Journal, step: int) -> Journal:
+        """The journal with what `data.exclude` names, from a step on. Raises UserError where there is no such file."""
+        if self.data.exclude is None:
+            return journal.with_exclusion(Exclusion(step, ()))
+        path = Path(self.data.exclude).expanduser()
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: data.exclude names a file of keys, one a line")
+        keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return journal.with_exclusion(Exclusion(step, tuple(self.sources(journal).find(keys))))
+
+    def sources(self, journal: Journal) -> Sources:
+        """What the samples of a run with this journal are read from."""
+        opened = []
+        for name, config in self.data.all_sources.items():
+            overlays = {e.epoch: self._overlay(config, e.sources[name]) for e in journal.editions}
+            opened.append(Source(name, self.indexes[name], overlays))
+        return Sources(opened, self.data.text, self.remote, self.cache, self.patience)
+
+    def plan(self, journal: Journal) -> Plan:
+        """The steps of a run with this journal. Raises UserError where there are fewer samples than a micro-batch."""
+        sizes = bucket_sizes(self.data.buckets)
+        layouts = [self._layout(edition) for edition in journal.editions]
+        return Plan(layouts, sizes, **asdict(self.settings))
+
+    def _states(self) -> dict[str, SourceState]:
+        states = {}
+        for name, config in self.data.all_sources.items():
+            index, overlay, kept = self.indexes[name], None, None
+            if config.overlay.path:
+                overlay, kept = overlay_digest(config.overlay), take_in(config.overlay, index, self.kept)
+            states[name] = SourceState(index.fingerprint, len(index.shards), overlay, kept)
+        return states
+
+    def _overlay(self, config: SourceConfig, state: SourceState) -> Overlay | None:
+        if state.kept is None:
+            return None
+        path = self.kept / state.kept
+        if not path.is_file():
+            raise UserError(f"{path} is missing, an overlay's copy that the run has trained with: restore it")
+        return Overlay(path, config.overlay.mode)
+
+    def _layout(self, edition: Edition) -> Layout:
+        sizes = bucket_sizes(self.data.buckets)
+        sources = [
+            self._samples(number, config, edition.sources[name])
+            for number, (name, config) in enumerate(self.data.all_sources.items())
+        ]
+        counts = sum(weighted_counts(source, len(sizes)) for source in sources)
+        target = merge_rare(
+            np.asarray(counts), sizes, self.settings.micro_batch, no_upscale=self.data.buckets.no_upscale
+        )
+        for source in sources:
+            move(source.buckets, target)
+        return Layout(
+            sources,
+            sizes,
+            window_shards=self.data.window_shards,
+            seed=self.settings.seed,
+            first_epoch=edition.epoch,
+        )
+
+    def _samples(self, number: int, config: SourceConfig, state: SourceState) -> SourceSamples:
+        name = list(self.data.all_sources)[number]
+        index = self.indexes[name].head(state.shards)
+        if index.fingerprint != state.fingerprint:
+            raise UserError(f"the index of source {name!r} is not the same on all machines: copy it from the first")
+        buckets = assign_buckets(index.width, index.height, self.data.buckets)
+        overlay = self._overlay(config, state)
+        if overlay:
+            buckets[overlay.left_out[overlay.left_out < len(index)]] = NONE
+        repeats = Fraction(config.repeats).limit_denominator(FINEST_REPEATS)
+        times = index.repeats if len(index) and int(index.repeats.max()) > 1 else None
+        return SourceSamples(number, index.first_rows, buckets, repeats, times)
+
+
+def open_index(location: str, remote: Remote, cache: CacheConfig) -> Index:
+    """The index at a folder, or at the URL of a folder, of which a copy is kept in the cache.
 
     Raises:
-        UserError: there are fewer samples than a micro-batch holds.
+        UserError: there is none, or it cannot be read.
     """
-    sizes = bucket_sizes(data.buckets)
-    buckets = merge_rare(nearest_bucket(index.width, index.height, sizes), sizes, micro_batch)
-    return Plan(
-        index.sample_ids,
-        buckets,
-        sizes,
-        micro_batch=micro_batch,
-        global_batch=global_batch,
-        window_shards=data.window_shards,
-        seed=seed,
-    )
+    if any(sign in location for sign in "{*") or location.endswith((".tar", ".txt")):
+        raise UserError(
+            f"{location} names shards, and a run needs their index: make it with `python -m data_tools index "
+            f"'{location}' --out FOLDER` and give FOLDER"
+        )
+    if not is_remote(location):
+        return Index.load(location)
+    url = f"{location.rstrip('/')}/{FILE_NAME}"
+    folder = Path(cache.folder).expanduser() / "indexes" / _hashed(location)
+    folder.mkdir(parents=True, exist_ok=True)
+    version, copy = folder / "version", folder / FILE_NAME
+    with FileLock(folder / "lock"):
+        try:
+            newest = remote.version(url)
+            if not version.exists() or version.read_text(encoding="utf-8") != newest:
+                temporary = folder / f"{FILE_NAME}.part"
+                temporary.write_bytes(remote.read(url, 0, remote.size(url)))
+                temporary.replace(copy)
+                version.write_text(newest, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{url} cannot be read ({error}): check the address and your credentials, or index its shards with "
+                "`python -m data_tools index URLS --out FOLDER`"
+            ) from error
+    return Index.load(folder, root=location)
+
+
+def weighted_counts(source: SourceSamples, buckets: int) -> npt.NDArray[np.float64]:
+    """Draws an epoch of every bucket, on average: float64 [buckets]."""
+    weights = None if source.times is None else source.times.astype(np.float64)
+    counts = np.bincount(source.buckets, weights, minlength=NONE + 1)[:buckets]
+    draws: npt.NDArray[np.float64] = (counts * float(source.repeats)).astype(np.float64)
+    return draws
+
+
+def move(buckets: U16, target: I64) -> None:
+    """Replace each bucket by its target, in place; NONE stays."""
+    table = np.full(NONE + 1, NONE, dtype=np.uint16)
+    table[: len(target)] = target
+    for start in range(0, len(buckets), PIECE):
+        buckets[start : start + PIECE] = table[buckets[start : start + PIECE]]
+
+
+def _hashed(location: str) -> str:
+    return hashlib.sha256(location.encode()).hexdigest()[:32]

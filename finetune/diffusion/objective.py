@@ -61,10 +61,17 @@ class Objective(nn.Module):
         """v = sqrt(alpha_bar)·noise - sqrt(1 - alpha_bar)·latents, equation (11) of arXiv 2202.00512."""
         return at(self.signal, timesteps) * noise - at(self.noise, timesteps) * latents
 
-    def loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
-        """Mean over the micro-batch of weight(t) · mean squared error; a float32 scalar."""
+    def loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor, sample_weights: Tensor) -> Tensor:
+        """Mean over the micro-batch of sample weight · weight(t) · mean squared error; a float32 scalar.
+
+        Args:
+            prediction, target: [B, C, H, W].
+            timesteps: int64 [B].
+            sample_weights: float32 [B]; 1, or the weight of the prior for regularisation images (DreamBooth, arXiv
+                2208.12242, equation (2)).
+        """
         per_sample = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
-        return (self.weight[timesteps] * per_sample).mean()
+        return (sample_weights * self.weight[timesteps] * per_sample).mean()
 
 
 def at(values: Tensor, timesteps: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ SCHEMA = pa.schema(
         "slot": pa.int32(),
         "epoch": pa.int32(),
         "sample": pa.uint64(),
-        "bucket": pa.int16(),
+        "repeat": pa.int32(),
+        "bucket": pa.uint16(),
         "substituted_for": pa.uint64(),
     }
 )
-"""`sample` is what was trained; where that is a substitute, `substituted_for` is the sample that could not be used."""
+"""`repeat` counts the draws of a sample within an epoch; `sample` is what was trained; where that is a substitute,
+`substituted_for` is the sample that could not be used."""
 PART = re.compile(r"steps-(\d+)-(\d+)\.parquet")
 
 
@@ -41,13 +43,14 @@ class Ledger:
         """Note what the plan gave a step."""
         self._steps.append(step)
         for micro_batch in micro_batches:
-            count = len(micro_batch.rows)
+            count = len(micro_batch.samples)
             self._pending.append(
                 {
                     "step": np.full(count, step),
                     "slot": micro_batch.first_slot + np.arange(count),
                     "epoch": micro_batch.epochs,
                     "sample": micro_batch.samples,
+                    "repeat": micro_batch.repeats,
                     "bucket": np.full(count, micro_batch.bucket),
                 }
             )
@@ -96,6 +99,6 @@ def read_ledger(folder: Path) -> pa.Table:
 def _write(path: Path, table: pa.Table) -> None:
     temporary = path.with_suffix(".tmp")
     encodings = {"step": "DELTA_BINARY_PACKED", "slot": "DELTA_BINARY_PACKED"}
-    dictionary = ["epoch", "bucket"]
+    dictionary = ["epoch", "repeat", "bucket"]
     pq.write_table(table, temporary, compression="zstd", use_dictionary=dictionary, column_encoding=encodings)
     temporary.replace(path)

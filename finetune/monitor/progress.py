@@ -40,6 +40,12 @@ class ProgressBar:
             eta = timedelta(seconds=round(eta_s))
             self.say(f"step {step:,}/{self._total:,}  loss {loss:.4f}  {images_per_s:.1f} images/s  ETA {eta}")
 
+    def lengthen(self, total_steps: int) -> None:
+        """Take another length."""
+        self._total = total_steps
+        if self._bar:
+            self._bar.update(self._task, total=total_steps)
+
     def say(self, text: str) -> None:
         """Print a line beside the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,17 @@ MISSED_HEARTBEATS = 12
 class StatusFile:
     """Keeps status.json fresh from a thread of its own, so a long step does not look like a death."""
 
-    def __init__(self, path: Path, heartbeat_s: float, **fields: Any) -> None:
+    def __init__(
+        self, path: Path, heartbeat_s: float, outage: Callable[[], dict[str, Any]] = dict, **fields: Any
+    ) -> None:
+        """Write the file and begin to keep it fresh.
+
+        Args:
+            outage: asked with every heartbeat of a running run for fields that stand over the others.
+        """
         self._path = path
         self._heartbeat_s = heartbeat_s
+        self._outage = outage
         self._fields: dict[str, Any] = {
             "state": "starting",
             "started": time.time(),
@@ -52,8 +61,9 @@ class StatusFile:
             self._write()
 
     def _write(self) -> None:
+        over = self._outage() if self._fields["state"] == "running" else {}
         with self._lock:
-            text = json.dumps({**self._fields, "heartbeat": time.time()}, indent=1)
+            text = json.dumps({**self._fields, **over, "heartbeat": time.time()}, indent=1)
         replace_text(self._path, text)
 
 
@@ -67,8 +77,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def health(status: dict[str, Any], now: float) -> str:
-    """finished, preempted, stopped or failed as the run said; else healthy, or stale where it has fallen silent."""
-    if status["state"] not in {"starting", "running"}:
+    """finished, preempted, stopped or failed as the run said; else healthy, paused while it waits for data, or stale
+    where it has fallen silent."""
+    if status["state"] not in {"starting", "running", "paused"}:
         return str(status["state"])
-    silent_s = now - status["heartbeat"]
-    return "healthy" if silent_s <= MISSED_HEARTBEATS * status["heartbeat_s"] else "stale"
+    if now - status["heartbeat"] > MISSED_HEARTBEATS * status["heartbeat_s"]:
+        return "stale"
+    return "paused" if status["state"] == "paused" else "healthy"

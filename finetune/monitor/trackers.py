@@ -31,6 +31,9 @@ class Tracker(Protocol):
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Send a picture."""
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever watches."""
+
     def close(self) -> None:
         """Send what is left."""
 
@@ -51,6 +54,11 @@ class TensorBoardTracker:
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Write a picture."""
         self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self._writer.flush()
+
+    def alert(self, title: str, text: str) -> None:
+        """Write it among the texts."""
+        self._writer.add_text(title, text)
         self._writer.flush()
 
     def close(self) -> None:
@@ -85,6 +93,10 @@ class WandbTracker:
         """Send a picture."""
         self._run.log({name: wandb.Image(image), "step": step})
 
+    def alert(self, title: str, text: str) -> None:
+        """Have wandb send it, as its user has set that up."""
+        self._run.alert(title, text)
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
@@ -111,6 +123,10 @@ class Trackers:
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Send a picture to all."""
         self._each(lambda tracker: tracker.image(step, name, image))
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell all."""
+        self._each(lambda tracker: tracker.alert(title, text))
 
     def close(self) -> None:
         """Close all."""

@@ -1,7 +1,9 @@
 """All that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar."""
 
+import json
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
-from finetune.data.loader import BadSample
+from finetune.data.journal import Journal
+from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
+from finetune.data.preparer import EXCLUDED, BadSample
 from finetune.errors import UserError
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
@@ -35,7 +39,9 @@ class Watch:
         name: str,
         config: MonitorConfig,
         recipe: dict[str, Any],
+        journal: Journal,
         *,
+        notes: Path,
         done_steps: int,
         total_steps: int,
         global_batch: int,
@@ -45,6 +51,8 @@ class Watch:
 
         Args:
             recipe: the resolved recipe with its secrets blacked out.
+            journal: the history of the run's data.
+            notes: folder where processes that wait for data leave their notes.
             done_steps: steps of the checkpoint that is resumed from; 0 at the start.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +61,7 @@ class Watch:
         self._global_batch = global_batch
         self._max_bad_share = max_bad_share
         self._bad: Counter[str] = Counter()
+        self._excluded = 0
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / "events.jsonl")
@@ -61,11 +70,21 @@ class Watch:
         self._ledger = Ledger(folder / "ledger")
         superseded = self._metrics.supersede(done_steps)
         self._ledger.supersede(done_steps)
-        self._status = StatusFile(
-            folder / "status.json", config.heartbeat_s, step=done_steps, total_steps=total_steps, name=name
-        )
+        self._notes = notes
+        self._paused = False
+        for note in notes.glob("*.json"):  # of processes that were killed
+            note.unlink()
+        self._keep_journal(journal)
         self._trackers = open_trackers(config, folder, name, recipe, done_steps, self._events)
         self._progress = ProgressBar(total_steps, done_steps)
+        self._status = StatusFile(
+            folder / "status.json",
+            config.heartbeat_s,
+            self._outage,
+            step=done_steps,
+            total_steps=total_steps,
+            name=name,
+        )
         if done_steps:
             self.event("resumed", step=done_steps, superseded_steps=superseded)
             self._progress.say(f"resumed after step {done_steps:,}")
@@ -112,9 +131,12 @@ class Watch:
             FloatingPointError: the loss is not finite; no checkpoint is saved of such a model.
         """
         for one in bad:
-            self._bad[one.reason] += 1
-            self.event("bad sample", **one._asdict())
             self._ledger.substitute(one.step, one.slot, one.substitute)
+            if one.reason == EXCLUDED:
+                self._excluded += 1
+            else:
+                self._bad[one.reason] += 1
+                self.event("bad sample", **one._asdict())
         self._ledger.flush()
         lines = self._metrics.flush()
         if not lines:
@@ -136,9 +158,35 @@ class Watch:
         self._status.update(checkpoint=checkpoint.name)
         self.event("checkpoint", step=step, name=checkpoint.name)
 
+    def data_changed(self, step: int, journal: Journal, total_steps: int) -> None:
+        """Note that another edition of the data, or another exclusion, holds from now on."""
+        self._total_steps = total_steps
+        self._progress.lengthen(total_steps)
+        self._status.update(total_steps=total_steps)
+        self._keep_journal(journal)
+        edition = asdict(journal.editions[-1])
+        self.event("data changed", step=step, excluded=len(journal.excluded(step)), **edition)
+
     def curves(self) -> Path:
         """Draw the whole run's curves."""
         return draw_curves(read_lines(self.folder / "metrics.jsonl"), self.folder / "curves.png")
+
+    def _keep_journal(self, journal: Journal) -> None:
+        """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
+        replace_text(self.folder / "journal.json", json.dumps(journal.to_plain(), indent=1))
+
+    def _outage(self) -> dict[str, Any]:
+        """What status.json says over its fields while processes wait for data; called with every heartbeat."""
+        notes = read_notes(self._notes)
+        if bool(notes) != self._paused:
+            self._paused = bool(notes)
+            if notes:
+                self.event("data outage", **notes[0])
+                self.say(f"paused: {notes[0]['what']} cannot be read ({notes[0]['reason']}); the run waits for it")
+                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}")
+            else:
+                self.event("data is back")
+        return {"state": "paused", "outage": notes[0]} if notes else {}
 
     def _save_recipe(self, recipe: dict[str, Any]) -> None:
         """Write config.yaml; what differs from the recipe of the last start is an event."""
@@ -154,7 +202,7 @@ class Watch:
     def _show(self, line: Values) -> None:
         eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
         shown = {key: line[key] for key in ("step", "loss", "images_per_s", "epoch")}
-        self._status.update(eta_s=eta_s, bad_samples=self._bad.total(), **shown)
+        self._status.update(eta_s=eta_s, bad_samples=self._bad.total(), excluded_draws=self._excluded, **shown)
         self._progress.update(line["step"], line["loss"], line["images_per_s"], eta_s)
 
     def _judge(self, lines: list[Values]) -> None:

@@ -23,40 +23,54 @@ from finetune.errors import DataFault
     ],
 )  # fmt: skip
 def test_text_is_told_by_its_looks(text: str, expected: Labels) -> None:
-    assert parse_labels(text.encode(), None, "auto") == expected
+    assert parse_labels({"text": text.encode()}, "auto") == expected
 
 
 def test_the_recipe_can_say_what_text_is() -> None:
-    assert parse_labels(b"a dog", None, "tags") == Labels(tags=("a dog",))
-    assert parse_labels(b"dog, cat", None, "caption") == Labels(captions=("dog, cat",))
+    assert parse_labels({"text": b"a dog"}, "tags") == Labels(tags=("a dog",))
+    assert parse_labels({"text": b"dog, cat"}, "caption") == Labels(captions=("dog, cat",))
 
 
 def test_json_comes_before_text_in_what_it_holds() -> None:
     side = json.dumps({"tags": "cat, sofa", "rating": 3}).encode()
-    assert parse_labels(b"dog, grass", side, "auto") == Labels(tags=("cat", "sofa"))
-    assert parse_labels(b"a dog on the grass in summer", side, "auto") == Labels(
+    assert parse_labels({"text": b"dog, grass", "json": side}, "auto") == Labels(tags=("cat", "sofa"))
+    assert parse_labels({"text": b"a dog on the grass in summer", "json": side}, "auto") == Labels(
         ("cat", "sofa"), ("a dog on the grass in summer",)
     )
 
 
 def test_captions_may_be_several() -> None:
     side = json.dumps({"captions": ["one", " two "], "tags": ["a b", "c"]}).encode()
-    assert parse_labels(None, side, "auto") == Labels(("a b", "c"), ("one", "two"))
+    assert parse_labels({"json": side}, "auto") == Labels(("a b", "c"), ("one", "two"))
+
+
+def test_files_of_tags_and_of_a_caption_are_what_their_names_say() -> None:
+    sides = {"tags": b"big dog, wet grass", "caption": b"one, two"}
+    assert parse_labels(sides, "auto") == Labels(("big dog", "wet grass"), ("one, two",))
+    assert parse_labels({**sides, "text": b"cat, sofa"}, "tags") == Labels(("big dog", "wet grass"), ("one, two",))
+    assert parse_labels({**sides, "json": b'{"tags": ["fox"]}'}, "auto") == Labels(("fox",), ("one, two",))
+
+
+def test_what_img2dataset_writes() -> None:
+    side = json.dumps({"caption": None, "url": "https://a/b.jpg", "key": "000000001", "status": "success"})
+    assert parse_labels({"json": side.encode(), "text": b"a red fox runs over the snow"}, "auto") == Labels(
+        (), ("a red fox runs over the snow",)
+    )
 
 
 @pytest.mark.parametrize("side", [b"{", b"[]", b'{"tags": 5}', b'{"caption": {"a": 1}}', b'"x"', b"\xff{}"])
 def test_malformed_json_is_a_fault(side: bytes) -> None:
     with pytest.raises(DataFault, match="json"):
-        parse_labels(None, side, "auto")
+        parse_labels({"json": side}, "auto")
 
 
 def test_text_that_is_not_utf8_is_a_fault() -> None:
     with pytest.raises(DataFault, match="txt: not UTF-8 at byte 1"):
-        parse_labels(b"a\xff", None, "auto")
+        parse_labels({"text": b"a\xff"}, "auto")
 
 
 @given(st.text(), st.sampled_from(["auto", "tags", "caption"]))
 def test_any_text_gives_clean_labels(text: str, text_as: str) -> None:
-    labels = parse_labels(text.encode("utf-8", "surrogatepass").decode("utf-8", "ignore").encode(), None, text_as)
+    labels = parse_labels({"text": text.encode("utf-8", "surrogatepass").decode("utf-8", "ignore").encode()}, text_as)
     assert all(part == part.strip() and part for part in (*labels.tags, *labels.captions))
     assert not (labels.tags and labels.captions)

@@ -1,6 +1,7 @@
 """Micro-batches: the same from any number of workers and ranks, and never lost to a bad sample."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.config import BucketsConfig, CaptionsConfig, DataConfig
+from finetune.data.config import CaptionsConfig, DataConfig, Policy
 from finetune.data.index import Index
+from finetune.data.journal import Exclusion
 from finetune.data.loader import Batch, LatentShape, MicroBatches, open_loader
 from finetune.data.plan import Plan
-from finetune.data.prepare import build_plan
-from finetune.data.source import ShardSource
+from finetune.data.preparer import EXCLUDED, Preparer
+from finetune.data.samples import place_of
 from finetune.errors import UserError
+from tests.helpers import data_config, open_data
 
 STEPS = 4
 
@@ -26,20 +29,30 @@ def length(prompts: list[str]) -> np.ndarray:
 
 
 def settings(folder: Path, **changes: object) -> DataConfig:
-    buckets = BucketsConfig(resolution_px=64, max_side_px=96, step_px=16)
-    return DataConfig(shards=str(folder), buckets=buckets, flip=0.5, random_crop=True, window_shards=1, **changes)  # type: ignore[arg-type]
+    return data_config(folder, flip=0.5, random_crop=True, **changes)
 
 
-def dataset(folder: Path, rank: int = 0, world: int = 1, seed: int = 5, first: int = 0) -> tuple[MicroBatches, Plan]:
-    index = Index.load(folder)
+def dataset(
+    folder: Path,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 5,
+    first: int = 0,
+    exclusion: Exclusion | None = None,
+    policy: Policy | None = None,
+) -> tuple[MicroBatches, Plan]:
     data = settings(folder)
-    plan = build_plan(index, data, micro_batch=4, global_batch=16, seed=seed)
+    opened = open_data(data, folder / "kept", seed=seed)
+    journal = opened.began()
+    if exclusion:
+        journal = journal.with_exclusion(exclusion)
+    plan, sources = opened.plan(journal), opened.sources(journal)
+    policy = policy or Policy(CaptionsConfig(tag_drop=0.1), 1.0)
     batches = MicroBatches(
         plan,
-        ShardSource(index, "auto"),
+        journal,
+        Preparer(plan, sources, data, [policy], seed),
         length,
-        data,
-        CaptionsConfig(tag_drop=0.1),
         LatentShape(4, 8),
         timesteps=1000,
         seed=seed,
@@ -94,11 +107,55 @@ def test_draws_of_one_sample_differ_by_epoch_and_seed(shards: Path) -> None:
     batches, plan = dataset(shards)
     other, _ = dataset(shards, seed=6)
     assert not torch.equal(batches[0].noise, other[0].noise)
-    preparer = batches._preparer
-    row, bucket = int(plan.step(0)[0].rows[0]), plan.step(0)[0].bucket
-    prepared = [preparer.sample(row, bucket, epoch, 1) for epoch in range(8)]
+    micro_batch = plan.step(0)[0]
+    prepared = [
+        batches._preparer.prepare(0, replace(micro_batch, epochs=micro_batch.epochs + epoch), frozenset(), [])[0]
+        for epoch in range(8)
+    ]
     assert len({p.pixels.tobytes() for p in prepared}) > 1
     assert len({p.prompt for p in prepared}) > 1
+    repeated = replace(micro_batch, repeats=micro_batch.repeats + 1)
+    assert not torch.equal(batches.prepare(0, repeated).noise, batches[0].noise)
+
+
+def test_size_and_crop_follow_the_picture(shards: Path) -> None:
+    batches, plan = dataset(shards)
+    index = Index.load(shards)
+    for item in range(4):
+        micro_batch, batch = plan.step(0)[item], batches[item]
+        bucket_width, bucket_height = (int(side) for side in plan.sizes[micro_batch.bucket])
+        for draw, (height, width, top, left, *target) in zip(
+            micro_batch.draws, batch.size_and_crop.tolist(), strict=True
+        ):
+            place = place_of(draw.sample)
+            row = index.first_rows[place.shard] + place.ordinal
+            assert (width, height) == (index.width[row], index.height[row])
+            assert target == [bucket_height, bucket_width]
+            scale = max(bucket_width / width, bucket_height / height)
+            assert 0 <= left <= round(width * scale) - bucket_width
+            assert 0 <= top <= round(height * scale) - bucket_height
+
+
+def test_a_mirrored_crop_is_told_in_the_mirrored_picture(shards: Path) -> None:
+    """Crops of one draw with and without its flip: their left edges add up to what is cut away."""
+    batches, plan = dataset(shards)
+    micro_batch = max((m for step in range(STEPS) for m in plan.step(step)), key=lambda m: plan.sizes[m.bucket][1])
+    preparer = batches._preparer
+    config = preparer._data
+    lefts = []
+    for flip in (0.0, 1.0):
+        preparer._data = replace(config, flip=flip)
+        prepared = preparer.prepare(0, micro_batch, frozenset(), [])
+        lefts.append([sample.size_and_crop[3] for sample in prepared])
+    sizes = [sample.size_and_crop for sample in prepared]
+    for a, b, (height, width, _, _, bucket_height, bucket_width) in zip(*lefts, sizes, strict=True):
+        scaled = round(width * max(bucket_width / width, bucket_height / height))
+        assert a + b == scaled - bucket_width
+
+
+def test_a_source_s_loss_weight_comes_with_its_samples(shards: Path) -> None:
+    batches, _ = dataset(shards, policy=Policy(CaptionsConfig(), 0.25))
+    assert batches[0].loss_weights.tolist() == [0.25] * 4
 
 
 def test_noises_are_independent(shards: Path) -> None:
@@ -117,10 +174,10 @@ def test_timesteps_are_uniform(shards: Path) -> None:
 
 def spoil(folder: Path, row: int) -> None:
     """Overwrite a picture's bytes without touching its tar header."""
-    index = Index.load(folder)
-    with index.shard_path(int(index.shard[row])).open("r+b") as file:
-        file.seek(int(index.image_offset[row]))
-        file.write(b"\0" * int(index.image_size[row]))
+    span = Index.load(folder).spans(row)["image"]
+    with Path(span.location).open("r+b") as file:
+        file.seek(span.offset)
+        file.write(b"\0" * span.size)
 
 
 def test_a_bad_sample_is_replaced_and_named(make_shards: Callable[..., Path]) -> None:
@@ -128,26 +185,45 @@ def test_a_bad_sample_is_replaced_and_named(make_shards: Callable[..., Path]) ->
     whole = dataset(folder)[0]
     reference = [whole[i] for i in range(len(whole))]
     index = Index.load(folder)
-    row = int(dataset(folder)[1].step(0)[0].rows[1])
+    draw = dataset(folder)[1].step(0)[0].draws[1]
+    place = place_of(draw.sample)
+    row = int(index.first_rows[place.shard]) + place.ordinal
     spoil(folder, row)
     batches, _ = dataset(folder)
     batch = batches[0]
     (bad,) = batch.bad
     assert (bad.step, bad.slot, bad.key) == (0, 1, index.key(row))
-    assert bad.sample == int(index.sample_ids[row])
+    assert bad.sample == draw.sample
+    assert bad.shard == index.shards[place.shard].name
     assert bad.reason == "not a picture of any known format"
-    assert bad.substitute != bad.sample
-    # The others, and the slot's own noise and timestep, are as they would have been.
-    assert torch.equal(batch.noise, reference[0].noise)
-    assert torch.equal(batch.timesteps, reference[0].timesteps)
-    assert torch.equal(batch.pixels[[0, 2, 3]], reference[0].pixels[[0, 2, 3]])
-    assert not torch.equal(batch.pixels[1], reference[0].pixels[1])
+    check_replaced(batch, reference[0], bad.sample, bad.substitute)
     assert same(batch, dataset(folder)[0][0])
+
+
+def check_replaced(batch: Batch, reference: Batch, sample: int, substitute: int) -> None:
+    """The second slot's picture is another; the others, and the slot's own noise and timestep, are as they were."""
+    assert substitute != sample
+    assert torch.equal(batch.noise, reference.noise)
+    assert torch.equal(batch.timesteps, reference.timesteps)
+    assert torch.equal(batch.pixels[[0, 2, 3]], reference.pixels[[0, 2, 3]])
+    assert not torch.equal(batch.pixels[1], reference.pixels[1])
+
+
+def test_an_exclusion_replaces_from_its_step_on(shards: Path) -> None:
+    whole, plan = dataset(shards)
+    first, later = plan.step(0)[0].draws[1].sample, plan.step(2)[0].draws[1].sample
+    batches, _ = dataset(shards, exclusion=Exclusion(1, (first, later)))
+    assert same(batches[0], whole[0])
+    (bad,) = batches[8].bad
+    assert (bad.step, bad.slot, bad.sample, bad.reason) == (2, 1, later, EXCLUDED)
+    check_replaced(batches[8], whole[8], later, bad.substitute)
+    assert all(b.substitute not in (first, later) for i in range(len(batches)) for b in batches[i].bad)
 
 
 def test_a_bucket_of_bad_samples_ends_the_run(make_shards: Callable[..., Path]) -> None:
     folder = make_shards("spoiled")
     for row in range(len(Index.load(folder))):
         spoil(folder, row)
-    with pytest.raises(UserError, match="could not be used: check the shards"):
-        dataset(folder)[0][0]
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="could not be used: check the shards"):
+            next(open_loader(dataset(folder)[0], settings(folder, workers=workers), pin=False))

@@ -1,133 +1,285 @@
-"""The plan: pure, exact, shuffled, and the same for any world."""
+"""The plan: pure, exact, shuffled, in proportion, and the same for any world."""
 
 from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.buckets import I64, merge_rare
-from finetune.data.plan import Plan
+from finetune.data.buckets import NONE
+from finetune.data.layout import Layout, SourceSamples
+from finetune.data.plan import FILL, Draw, MicroBatch, Plan
+from finetune.data.samples import ids_of_rows, place_of
 
 SIZES = np.array([[64, 128], [96, 96], [128, 64], [48, 160]])
 
 
-def make_plan(
-    shard_sizes: list[int], micro_batch: int, per_step: int, *, window_shards: int = 2, seed: int = 0, spread: int = 4
-) -> tuple[Plan, I64]:
-    """A plan over shards of these sizes; sample k belongs to bucket hash(k) % spread before merging."""
-    ids = np.concatenate(
-        [(np.uint64(i) << np.uint64(32)) + np.arange(n, dtype=np.uint64) for i, n in enumerate(shard_sizes)]
-    )
-    buckets = (np.arange(len(ids)) * 7919 % 97 % spread).astype(np.int64)
-    buckets = merge_rare(buckets, SIZES, micro_batch)
-    plan = Plan(
-        ids,
-        buckets,
-        SIZES,
-        micro_batch=micro_batch,
-        global_batch=micro_batch * per_step,
-        window_shards=window_shards,
-        seed=seed,
-    )
-    return plan, buckets
+@dataclass(frozen=True)
+class Made:
+    """Shards of a source by their numbers of samples."""
+
+    shards: tuple[int, ...]
+    repeats: Fraction = Fraction(1)
+    times: tuple[int, ...] = (1,)
+    """Cycled over the samples."""
+    left_out: int = 0
+    """Every so manieth sample is left out; 0 for none."""
 
 
-def draws(plan: Plan, steps: range) -> list[tuple[int, int]]:
-    """(epoch, row) of every draw of some steps."""
-    return [
-        (int(epoch), int(row))
-        for step in steps
-        for micro_batch in plan.step(step)
-        for epoch, row in zip(micro_batch.epochs, micro_batch.rows, strict=True)
-    ]
+@dataclass(frozen=True)
+class Recipe:
+    editions: tuple[tuple[int, tuple[Made, ...]], ...]
+    """(first epoch, sources)."""
+    micro_batch: int = 2
+    per_step: int = 2
+    window_shards: int = 2
+    seed: int = 0
+    spread: int = 4
+
+    def plan(self, seed: int | None = None) -> Plan:
+        seed = self.seed if seed is None else seed
+        layouts = [
+            Layout(
+                [samples(number, made, self.spread) for number, made in enumerate(sources)],
+                SIZES,
+                window_shards=self.window_shards,
+                seed=seed,
+                first_epoch=first,
+            )
+            for first, sources in self.editions
+        ]
+        return Plan(
+            layouts, SIZES, micro_batch=self.micro_batch, global_batch=self.micro_batch * self.per_step, seed=seed
+        )
 
 
-PLANS = st.tuples(
-    st.lists(st.integers(1, 30), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 8),
+def samples(number: int, made: Made, spread: int = 4) -> SourceSamples:
+    """Sample k of a source belongs to bucket hash(k) % spread."""
+    first_rows = np.cumsum([0, *made.shards])
+    rows = np.arange(first_rows[-1])
+    buckets = (rows * 7919 % 97 % spread).astype(np.uint16)
+    if made.left_out:
+        buckets[rows % made.left_out == made.left_out - 1] = NONE
+    times = np.resize(made.times, len(rows)) if made.times != (1,) else None
+    return SourceSamples(number, first_rows, buckets, made.repeats, times)
+
+
+def one(*shards: int, **options: int) -> Plan:
+    return Recipe(((0, (Made(shards),)),), **options).plan()  # type: ignore[arg-type]
+
+
+def draws(plan: Plan, steps: range) -> list[Draw]:
+    return [draw for step in steps for micro_batch in plan.step(step) for draw in micro_batch.draws]
+
+
+MADE = st.builds(
+    Made,
+    st.lists(st.integers(1, 20), min_size=1, max_size=5).map(tuple),
+    st.sampled_from([Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3, 7), Fraction(5, 2)]),
+    st.sampled_from([(1,), (1, 1, 3)]),
+    st.sampled_from([0, 0, 5]),
+)
+SOURCES = st.lists(MADE, min_size=1, max_size=3).map(tuple)
+RECIPES = st.builds(
+    Recipe,
+    SOURCES.map(lambda sources: ((0, (Made((12, 9)), *sources)),)),
     st.integers(1, 5),
     st.integers(1, 4),
     st.integers(1, 4),
     st.integers(0, 3),
 )
+EPOCHS = 3
 
 
-@settings(deadline=None, max_examples=60)
-@given(PLANS)
-def test_every_sample_is_drawn_once_an_epoch(params: tuple[list[int], int, int, int, int]) -> None:
-    shard_sizes, micro_batch, per_step, window_shards, seed = params
-    plan, buckets = make_plan(shard_sizes, micro_batch, per_step, window_shards=window_shards, seed=seed)
-    epochs = 3
-    # A rare bucket's last draws wait for the next epoch's, so one more is run.
-    counts = Counter(draws(plan, range(plan.steps(epochs + 1))))
-    assert set(counts.values()) == {1}
-    for epoch in range(epochs):
-        assert {row for e, row in counts if e == epoch} == set(range(len(buckets)))
+def expected_draws(source: SourceSamples, row: int, first: int, end: int, tolerance: int) -> tuple[int, int]:
+    """The fewest and the most draws of a row over some epochs: its share, give or take the fraction's rounding."""
+    factor = 1 if source.times is None else int(source.times[row])
+    share = source.repeats * factor * (end - first)
+    return (share.__floor__() - tolerance, share.__ceil__() + tolerance)
 
 
 @settings(deadline=None, max_examples=40)
-@given(PLANS)
-def test_micro_batches_are_of_one_bucket_and_every_step_is_full(params: tuple[list[int], int, int, int, int]) -> None:
-    shard_sizes, micro_batch, per_step, window_shards, seed = params
-    plan, buckets = make_plan(shard_sizes, micro_batch, per_step, window_shards=window_shards, seed=seed)
+@given(RECIPES)
+def test_every_sample_is_drawn_as_often_as_its_repeats_say(recipe: Recipe) -> None:
+    plan = recipe.plan()
+    # A rare bucket's last draws wait for the next epochs', so more are run until all of the first three are through.
+    steps = plan.steps(EPOCHS + 2 + 2 * recipe.micro_batch)
+    drawn = [draw for draw in draws(plan, range(steps)) if draw.epoch < EPOCHS]
+    assert len(set(drawn)) == len(drawn)
+    counts = Counter(draw.sample for draw in drawn)
+    per_epoch = Counter((draw.epoch, draw.sample) for draw in drawn)
+    for number, made in enumerate(recipe.editions[0][1]):
+        source = samples(number, made)
+        for row, sample in enumerate(ids_of_rows(np.arange(len(source.buckets)), number, source.first_rows).tolist()):
+            if source.buckets[row] == NONE:
+                assert sample not in counts
+                continue
+            low, high = expected_draws(source, row, 0, EPOCHS, 0)
+            assert low <= counts[sample] <= high
+            for epoch in range(EPOCHS):
+                low, high = expected_draws(source, row, epoch, epoch + 1, 0)
+                assert low <= per_epoch[epoch, sample] <= high
+
+
+@settings(deadline=None, max_examples=40)
+@given(RECIPES)
+def test_micro_batches_are_of_one_bucket_and_every_step_is_full(recipe: Recipe) -> None:
+    plan = recipe.plan()
+    sources = [samples(number, made) for number, made in enumerate(recipe.editions[0][1])]
     for step in range(plan.steps(2)):
         micro_batches = plan.step(step)
-        assert len(micro_batches) == per_step
-        assert [m.first_slot for m in micro_batches] == [i * micro_batch for i in range(per_step)]
+        assert len(micro_batches) == recipe.per_step
+        assert [m.first_slot for m in micro_batches] == [i * recipe.micro_batch for i in range(recipe.per_step)]
         areas = [int(SIZES[m.bucket].prod()) for m in micro_batches]
         assert areas == sorted(areas, reverse=True)
-        for one in micro_batches:
-            assert len(one.rows) == micro_batch
-            assert set(buckets[one.rows].tolist()) == {one.bucket}
+        for batch in micro_batches:
+            assert len(batch.samples) == recipe.micro_batch
+            for draw in batch.draws:
+                place = place_of(draw.sample)
+                source = sources[place.source]
+                assert source.buckets[source.first_rows[place.shard] + place.ordinal] == batch.bucket
 
 
 @settings(deadline=None, max_examples=30)
-@given(PLANS, st.lists(st.integers(0, 60), min_size=1, max_size=6))
-def test_a_step_does_not_depend_on_which_were_asked_for_before(
-    params: tuple[list[int], int, int, int, int], asked: list[int]
-) -> None:
-    shard_sizes, micro_batch, per_step, window_shards, seed = params
-    options = {"window_shards": window_shards, "seed": seed}
-    used, _ = make_plan(shard_sizes, micro_batch, per_step, **options)
+@given(RECIPES, st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_a_step_does_not_depend_on_which_were_asked_for_before(recipe: Recipe, asked: list[int]) -> None:
+    used, fresh = recipe.plan(), recipe.plan()
     for step in asked:
         used.step(step)
-    fresh, _ = make_plan(shard_sizes, micro_batch, per_step, **options)
     assert draws(used, range(asked[-1], asked[-1] + 2)) == draws(fresh, range(asked[-1], asked[-1] + 2))
 
 
-def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
-    plan, _ = make_plan([50] * 6, 4, 2)
-    every = draws(plan, range(plan.steps(2)))
-    first = [row for epoch, row in every if epoch == 0]
-    second = [row for epoch, row in every if epoch == 1]
-    assert first != sorted(first)
-    assert first[: len(second)] != second
-    other, _ = make_plan([50] * 6, 4, 2, seed=1)
-    assert draws(other, range(10)) != draws(plan, range(10))
+@settings(deadline=None, max_examples=30)
+@given(RECIPES, st.sampled_from([1, 2, 3, 4, 8, 16]))
+def test_a_world_only_slices_a_step(recipe: Recipe, world: int) -> None:
+    """Rank r takes r, r + W, …: whatever the world, the ranks together train the step's draws in their slots."""
+    plan = recipe.plan()
+    for step in range(3):
+        slots = [
+            (micro_batch.first_slot, micro_batch.samples.tolist())
+            for rank in range(world)
+            for micro_batch in plan.step(step)[rank::world]
+        ]
+        assert sorted(slots) == [(m.first_slot, m.samples.tolist()) for m in plan.step(step)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(SOURCES, st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
+def test_an_edition_begins_at_an_epoch_s_border_and_closes_the_one_before(
+    added: tuple[Made, ...], micro_batch: int, per_step: int, border: int
+) -> None:
+    before, after = Made((12, 9)), Made((12, 9, 7))
+    with_added = (after, *added)
+    recipe = Recipe(((0, (before, *added)), (border, with_added)), micro_batch=micro_batch, per_step=per_step)
+    plan, unchanged = recipe.plan(), Recipe(recipe.editions[:1], micro_batch=micro_batch, per_step=per_step).plan()
+    safe = unchanged.first_step(border) if border else 0
+    # Up to the border nothing moves.
+    for step in range(max(safe - 1, 0)):
+        assert [m.samples.tolist() for m in plan.step(step)] == [m.samples.tolist() for m in unchanged.step(step)]
+    every = draws(plan, range(plan.steps(border + 2)))
+    assert len(set(every)) == len(every)
+    first = [draw for draw in every if draw.epoch < border]
+    own = Counter(place_of(d.sample).source for d in first if d.repeat < FILL)
+    assert own[0] == border * 21
+    assert all(place_of(d.sample).shard < 2 for d in first if place_of(d.sample).source == 0)
+    filled = [draw for draw in first if draw.repeat >= FILL]
+    assert len(filled) < len(SIZES) * micro_batch
+    assert any(place_of(d.sample)[:2] == (0, 2) for d in every if d.epoch >= border)
+
+
+def test_the_sources_are_mixed_in_proportion_in_every_window() -> None:
+    recipe = Recipe(
+        ((0, (Made((60,) * 12), Made((50,), Fraction(3)), Made((40,) * 3, Fraction(1, 2)))),), window_shards=2
+    )
+    plan = recipe.plan()
+    windows = plan.window_count(0)
+    assert windows == 6
+    layout = plan._layouts[0]
+    counts = [Counter(place_of(int(s)).source for s in layout.window(0, w).samples) for w in range(windows)]
+    for count in counts:
+        assert count[0] == 120
+        assert abs(count[1] - 150 / windows) <= 1
+        assert abs(count[2] - layout.epoch(0).units[2].drawn[-1].sum() / windows) <= 1
+
+
+def test_repeats_of_a_sample_are_spread_over_the_epoch() -> None:
+    layout = Recipe(((0, (Made((60,) * 6, Fraction(3)),)),)).plan()._layouts[0]
+    for window in range(9):
+        samples_drawn = layout.window(0, window).samples
+        assert len(set(samples_drawn.tolist())) == len(samples_drawn)
+
+
+def rank_correlation(first: list[Draw], second: list[Draw]) -> float:
+    """Spearman's, between the places that each sample has in two orders."""
+    places = {draw.sample: i for i, draw in enumerate(first)}
+    others = {draw.sample: i for i, draw in enumerate(second)}
+    common = sorted(places.keys() & others.keys())
+    return float(np.corrcoef([places[s] for s in common], [others[s] for s in common])[0, 1])
+
+
+def test_seeds_and_epochs_have_unrelated_orders() -> None:
+    recipe = Recipe(((0, (Made((50,) * 40),)),), micro_batch=4, window_shards=4)
+    orders = {}
+    for seed in (1, 2):
+        plan = recipe.plan(seed)
+        every = draws(plan, range(plan.steps(4)))
+        orders |= {(seed, epoch): [d for d in every if d.epoch == epoch] for epoch in range(3)}
+    names = list(orders)
+    # Shards move as blocks, so chance is that of 10 windows' places and not of 2,000 samples'.
+    for i, one_name in enumerate(names):
+        for other in names[i + 1 :]:
+            assert abs(rank_correlation(orders[one_name], orders[other])) < 3.5 / 40**0.5, (one_name, other)
+    assert [d.sample for d in orders[1, 2]] != [d.sample for d in orders[2, 1]]
 
 
 def test_windows_keep_reads_close_together() -> None:
-    plan, _ = make_plan([40] * 12, 4, 2, window_shards=3, spread=1)
-    for first in range(0, plan.steps(1), 15):  # 15 steps of 8 are one window of 3 shards of 40
-        shards = {row // 40 for _, row in draws(plan, range(first, first + 15))}
+    plan = one(*[40] * 12, micro_batch=4, per_step=2, window_shards=3, spread=1)
+    for window, first in enumerate(range(0, plan.steps(1), 15)):  # 15 steps of 8 are one window of 3 shards of 40
+        micro_batches = [m for step in range(first, first + 15) for m in plan.step(step)]
+        assert {m.window for m in micro_batches} == {(0, window)}
+        shards = {(0, place_of(d.sample).shard) for m in micro_batches for d in m.draws}
+        assert shards == plan.shards_in(0, window)
         assert len(shards) == 3
 
 
+def test_the_windows_from_a_step_on() -> None:
+    plan = one(*[40] * 4, micro_batch=4, per_step=2, window_shards=2, spread=1)
+    windows = plan.windows(12)
+    assert [next(windows) for _ in range(4)] == [(0, 1), (1, 0), (1, 1), (2, 0)]
+
+
 def test_lengths_in_epochs() -> None:
-    plan, _ = make_plan([100], 4, 2)
-    assert plan.samples_per_epoch == 100
+    plan = one(100, micro_batch=4, per_step=2)
+    assert plan.draws(1) == 100
     assert plan.steps(1) == 13
     assert plan.steps(2) == 25
     assert plan.epoch(25) == 2.0
     assert plan.steps(0.5) == 7
+    assert plan.epoch_of_step(0) == 0
+    assert plan.epoch_of_step(20) == 1
 
 
 def test_a_rare_bucket_s_draws_wait_for_their_micro_batch() -> None:
     # 5 samples of a bucket in micro-batches of 4: the fifth is trained with the next epoch's first three.
-    ids = np.arange(21, dtype=np.uint64)
-    buckets = np.array([0] * 16 + [1] * 5)
-    plan = Plan(ids, buckets, SIZES, micro_batch=4, global_batch=4, window_shards=1, seed=3)
+    buckets = np.array([0] * 16 + [1] * 5, dtype=np.uint16)
+    source = SourceSamples(0, np.array([0, 21]), buckets, Fraction(1))
+    plan = Plan([Layout([source], SIZES, window_shards=1, seed=3)], SIZES, micro_batch=4, global_batch=4, seed=3)
     rare = [m for step in range(12) for m in plan.step(step) if m.bucket == 1]
     assert rare[0].epochs.tolist() == [0, 0, 0, 0]
     assert rare[1].epochs.tolist() == [0, 1, 1, 1]
-    assert set(rare[0].rows) | {rare[1].rows[0]} == set(range(16, 21))
+    assert set(rare[0].samples.tolist()) | {int(rare[1].samples[0])} == set(range(16, 21))
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_neighbours_are_of_the_bucket(near: bool) -> None:
+    recipe = Recipe(((0, (Made((30, 30, 30)),)),))
+    plan, source = recipe.plan(), samples(0, Made((30, 30, 30)))
+    micro_batch: MicroBatch = plan.step(3)[0]
+    found = [plan.neighbour(micro_batch, bits, near=near) for bits in range(0, 4000, 37)]
+    places = [place_of(draw.sample) for draw in found]
+    assert {int(source.buckets[p.shard * 30 + p.ordinal]) for p in places} == {micro_batch.bucket}
+    shards = {(0, place_of(d.sample).shard) for d in found}
+    assert shards <= plan.shards_in(*micro_batch.window) if near else len(shards) == 3

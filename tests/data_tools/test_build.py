@@ -14,8 +14,8 @@ from data_tools import build as build_module
 from data_tools.__main__ import app
 from data_tools.build import build
 from finetune.data.index import Index
-from finetune.data.source import ShardSource
 from finetune.errors import UserError
+from tests.helpers import read_all
 
 
 @pytest.fixture
@@ -55,17 +55,15 @@ def test_everything_arrives_and_what_cannot_is_named(pictures: Path, tmp_path: P
         ("phone.HEIC", "not a picture of any known format"),
         ("bad_json.png", "json"),
     }
-    source = ShardSource(index, "auto")
     originals = {p.read_bytes(): p for p in pictures.rglob("*") if p.suffix in {".png", ".jpg", ".webp"}}
-    for row in range(len(index)):
-        path = originals[source.image(row)]  # the very bytes of the file
-        labels = source.labels(row)
+    assert set(index.width) == set(index.height) == {150}
+    for image, labels in read_all(tmp_path / "out"):
+        path = originals[image]  # the very bytes of the file
         expected = {
             0: (("dog", "big dog", "grass"), ()),
             1: (("cat", "sofa_bed"), ("a cat",)),
         }.get(int(path.stem) % 4, ((), ()))
         assert (labels.tags, labels.captions) == expected
-        assert (index.width[row], index.height[row]) == (150, 150)
 
 
 def test_all_else_in_the_json_is_kept(pictures: Path, tmp_path: Path) -> None:
@@ -111,9 +109,8 @@ def test_a_build_goes_on_where_it_stopped(pictures: Path, tmp_path: Path, monkey
 def test_a_changed_side_file_is_packed_anew(pictures: Path, tmp_path: Path) -> None:
     pack(pictures, tmp_path / "out")
     (pictures / "00.txt").write_text("wolf, snow")
-    index, _ = pack(pictures, tmp_path / "out")
-    source = ShardSource(index, "auto")
-    assert ("wolf", "snow") in {source.labels(row).tags for row in range(len(index))}
+    pack(pictures, tmp_path / "out")
+    assert ("wolf", "snow") in {record.labels.tags for record in read_all(tmp_path / "out")}
 
 
 def test_a_folder_of_other_shards_is_left_alone(pictures: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from data_tools import indexing
-from data_tools.indexing import index_folder, verify_folder
-from finetune.data.source import ShardSource
+from data_tools.indexing import index_folder, verify_index
+from finetune.data.index import Index
 from finetune.errors import UserError
+from tests.helpers import open_sources
 
 
 def picture(colour: int, size: tuple[int, int] = (40, 20)) -> bytes:
@@ -39,11 +40,11 @@ def test_any_header_format_is_read(tmp_path: Path, form: int) -> None:
     index, refused = index_folder(tmp_path, "auto", workers=1)
     assert refused == []
     assert index.key(0) == long_name
-    source = ShardSource(index, "auto")
-    assert source.image(0) == picture(9)
-    assert source.labels(0).tags == ("dog", "cat")
+    record = open_sources(tmp_path).read(0, 0, whole_shard=True)
+    assert record.image == picture(9)
+    assert record.labels.tags == ("dog", "cat")
     assert (index.width[0], index.height[0]) == (40, 20)
-    index.verify()
+    verify_index(index, workers=1)
 
 
 def test_the_key_ends_at_the_first_dot_of_the_name(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_the_key_ends_at_the_first_dot_of_the_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", members)
     index, _ = index_folder(tmp_path, "auto", workers=1)
     assert [index.key(row) for row in range(len(index))] == ["v1.0/a", "v1.0/b"]
-    assert index.text_size.tolist() == [0, 0]
+    assert index.numbers("text_size").tolist() == [0, 0]
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_is_indexed(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_indexed(tmp_path: Path) ->
     )
     index, refused = index_folder(tmp_path, "auto", workers=1)
     assert [index.key(row) for row in range(len(index))] == ["good", "last"]
-    assert index.has_caption.tolist() == [0, 1]
+    assert index.numbers("has_caption").tolist() == [0, 1]
     assert [r.key for r in refused] == ["a.tar: alone", "a.tar: broken", "a.tar: two", "a.tar: json"]
     assert refused[2].reason == "2 pictures of one key"
 
@@ -97,7 +98,7 @@ def test_a_second_run_reads_new_shards_only(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(indexing, "_read_shard", lambda name, *rest: read.append(name) or original(name, *rest))
     index, _ = index_folder(tmp_path, "auto", workers=1)
     assert read == ["b.tar"]
-    assert [shard.name for shard in index.shards] == ["b.tar", "sub/a.tar"]
+    assert [shard.name for shard in index.shards] == ["sub/a.tar", "b.tar"]
 
 
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
@@ -112,18 +113,18 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
 def test_verifying_finds_a_flipped_bit(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("b.png", picture(2))])
     index_folder(tmp_path, "auto", workers=1)
-    verify_folder(tmp_path, workers=1)
+    verify_index(Index.load(tmp_path), workers=1)
     data = bytearray((tmp_path / "a.tar").read_bytes())
     data[600] ^= 1
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(UserError, match=r"does not match its shard a\.tar"):
-        verify_folder(tmp_path, workers=1)
+        verify_index(Index.load(tmp_path), workers=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["index", "{}"], "there is no .tar file below"),
+        (["index", "{}"], "there are neither .tar files nor pictures below"),
         (["index", "{}", "--text", "x"], "--text is 'x': use one of auto"),
     ],
 )

@@ -74,14 +74,22 @@ def test_the_floor_lifts_what_lies_below_it_alone() -> None:
 def test_the_loss_is_the_weighted_mean_of_squared_errors() -> None:
     objective = Objective(DiffusionConfig(weighting="constant"))
     prediction = NOISE + torch.arange(6).view(-1, 1, 1, 1)
-    assert objective.loss(prediction, NOISE, TIMESTEPS).item() == pytest.approx(55 / 6, rel=1e-5)
+    assert objective.loss(prediction, NOISE, TIMESTEPS, torch.ones(6)).item() == pytest.approx(55 / 6, rel=1e-5)
     weighted = Objective(DiffusionConfig())
     expected = (weighted.weight[TIMESTEPS] * torch.arange(6) ** 2).mean()
-    assert weighted.loss(prediction, NOISE, TIMESTEPS).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert weighted.loss(prediction, NOISE, TIMESTEPS, torch.ones(6)).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_sample_s_weight_is_a_factor_of_its_loss() -> None:
+    objective = Objective(DiffusionConfig(weighting="constant"))
+    prediction = NOISE + torch.arange(6).view(-1, 1, 1, 1)
+    weights = torch.tensor([1.0, 1.0, 0.5, 0.0, 2.0, 1.0])
+    expected = (weights * torch.arange(6) ** 2).mean().item()
+    assert objective.loss(prediction, NOISE, TIMESTEPS, weights).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_is_computed_in_fp32_whatever_comes_in() -> None:
-    loss = Objective(DiffusionConfig()).loss(NOISE.bfloat16(), LATENTS.bfloat16(), TIMESTEPS)
+    loss = Objective(DiffusionConfig()).loss(NOISE.bfloat16(), LATENTS.bfloat16(), TIMESTEPS, torch.ones(6))
     assert loss.dtype == torch.float32
 
 

@@ -72,9 +72,10 @@ def test_more_bad_samples_than_allowed_stop_the_run_with_its_list(
 
     index = Index.load(shards)
     for row in range(1, len(index), 3):
-        with index.shard_path(int(index.shard[row])).open("r+b") as file:
-            file.seek(int(index.image_offset[row]))
-            file.write(bytes(int(index.image_size[row])))
+        span = index.spans(row)["image"]
+        with Path(span.location).open("r+b") as file:
+            file.seek(span.offset)
+            file.write(bytes(span.size))
     said = sentence(start(shards, tmp_path / "runs", tiny_model, "monitor.flush_every_steps=1"))
     assert "samples could not be used" in said
     assert "raise data.max_bad_share" in said

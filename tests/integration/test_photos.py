@@ -21,6 +21,7 @@ from data_tools.demo.tiny_model import TinySizes, save_tiny_model
 from finetune.data.index import Index
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
+from tests.helpers import sample_ids
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY, BATCH = 20, 5, 16
@@ -163,7 +164,7 @@ def test_each_image_is_drawn_once_an_epoch(photos: Path, uninterrupted: Path) ->
     ledger: pa.Table = read_ledger(uninterrupted / "ledger")
     counts = Counter(zip(ledger["epoch"].to_pylist(), ledger["sample"].to_pylist(), strict=True))
     assert set(counts.values()) == {1}
-    assert {sample for epoch, sample in counts if epoch == 0} == set(Index.load(photos / "shards").sample_ids.tolist())
+    assert {sample for epoch, sample in counts if epoch == 0} == set(sample_ids(Index.load(photos / "shards")))
 
 
 @pytest.mark.timeout(900)

@@ -7,15 +7,13 @@ import pytest
 
 from finetune.data.plan import MicroBatch
 from finetune.monitor.ledger import Ledger, read_ledger
+from tests.helpers import draws_of
 
 
 def micro_batches(step: int) -> list[MicroBatch]:
     """Two of four draws."""
     samples = np.arange(4, dtype=np.uint64) + np.uint64(100 * step)
-    return [
-        MicroBatch(b, np.arange(4), samples + np.uint64(10 * b), np.full(4, step // 3), first_slot=4 * b)
-        for b in range(2)
-    ]
+    return [draws_of(samples + np.uint64(10 * b), bucket=b, epoch=step // 3, first_slot=4 * b) for b in range(2)]
 
 
 def write(folder: Path, steps: range, flush_every: int = 4) -> Ledger:
@@ -64,9 +62,7 @@ def test_a_row_takes_a_few_bytes(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     for step in range(500):
         rows = ids[step * 256 : (step + 1) * 256]
-        batches = [
-            MicroBatch(i % 17, rows[:8], rows[8 * i : 8 * i + 8], np.zeros(8, np.int64), 8 * i) for i in range(32)
-        ]
+        batches = [draws_of(rows[8 * i : 8 * i + 8], bucket=i % 17, first_slot=8 * i) for i in range(32)]
         ledger.record(step, batches)
     ledger.flush()
     size = sum(path.stat().st_size for path in (tmp_path / "ledger").iterdir())

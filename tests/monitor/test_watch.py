@@ -6,27 +6,40 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.data.journal import Edition, Journal, SourceState
 from finetune.data.loader import BadSample
-from finetune.data.plan import MicroBatch
 from finetune.errors import UserError
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.status import read_status
 from finetune.monitor.watch import Watch
+from tests.helpers import draws_of
 
 BATCH = 4
+JOURNAL = Journal((Edition(0, {"shards": SourceState("abc", 2, None, None)}),))
 
 
 def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0) -> Watch:
     config = MonitorConfig(tensorboard=False, wandb=WandbConfig(mode="disabled"))
-    sizes = {"total_steps": 20, "global_batch": BATCH, "max_bad_share": max_bad_share}
-    return Watch(folder, "test", config, {"optim": {"lr": lr, "betas": [0.9]}}, done_steps=done_steps, **sizes)  # type: ignore[arg-type]
+    recipe = {"optim": {"lr": lr, "betas": [0.9]}}
+    return Watch(
+        folder,
+        "test",
+        config,
+        recipe,
+        JOURNAL,
+        notes=folder / "waiting",
+        done_steps=done_steps,
+        total_steps=20,
+        global_batch=BATCH,
+        max_bad_share=max_bad_share,
+    )
 
 
 def record(watch: Watch, step: int, loss: float = 0.5) -> None:
     samples = np.arange(BATCH, dtype=np.uint64) + np.uint64(step * BATCH)
-    draws = [MicroBatch(0, np.arange(BATCH), samples, np.zeros(BATCH, np.int64), 0)]
+    draws = [draws_of(samples)]
     values = {"step": step, "epoch": 0.1, "loss": torch.tensor(loss), "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
     watch.record(values, draws)
 

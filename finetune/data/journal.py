@@ -1,0 +1,104 @@
+"""The journal: what in a run's data is not a function of the step alone.
+
+Append-only, saved in every checkpoint: from which epoch on which edition of the data holds, and from which step on
+which samples are excluded. The steps are a pure function of (recipe, journal).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from finetune.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """What a source holds."""
+
+    fingerprint: str
+    """Of its index."""
+    shards: int
+    overlay: str | None
+    """Hash of the overlay's content; None where there is none."""
+    kept: str | None
+    """Name of the overlay's copy in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The data from an epoch on."""
+
+    epoch: int
+    sources: Mapping[str, SourceState]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """The samples that are replaced from a step on; it takes the place of the exclusion before it."""
+
+    step: int
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The history of a run's data."""
+
+    editions: tuple[Edition, ...]
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @property
+    def current(self) -> Mapping[str, SourceState]:
+        """What the newest edition holds."""
+        return self.editions[-1].sources
+
+    def excluded(self, step: int) -> frozenset[int]:
+        """The samples that are replaced at a step."""
+        begun = [exclusion for exclusion in self.exclusions if exclusion.step <= step]
+        return frozenset(begun[-1].samples) if begun else frozenset()
+
+    def with_edition(self, edition: Edition) -> "Journal":
+        """The journal in which an edition takes the place of those that would begin no earlier."""
+        return replace(self, editions=(*(e for e in self.editions if e.epoch < edition.epoch), edition))
+
+    def with_exclusion(self, exclusion: Exclusion) -> "Journal":
+        """The journal with an exclusion, unless it changes nothing."""
+        if self.excluded(exclusion.step) == frozenset(exclusion.samples):
+            return self
+        return replace(self, exclusions=(*(e for e in self.exclusions if e.step < exclusion.step), exclusion))
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Journal":
+        """The inverse of `to_plain`."""
+        editions = [
+            Edition(e["epoch"], {name: SourceState(**state) for name, state in e["sources"].items()})
+            for e in plain["editions"]
+        ]
+        exclusions = [Exclusion(e["step"], tuple(e["samples"])) for e in plain["exclusions"]]
+        return cls(tuple(editions), tuple(exclusions))
+
+
+def check_growth(name: str, before: SourceState, after: SourceState, chain: list[str], on_change: str) -> None:
+    """Raise UserError unless a source's index is as it was, or has grown and may.
+
+    Args:
+        name: the source.
+        chain: fingerprints of the index as it is, after each of its shards.
+        on_change: "refuse" or "next_epoch".
+    """
+    if after.fingerprint == before.fingerprint:
+        return
+    if before.fingerprint not in chain:
+        raise UserError(
+            f"the index of source {name!r} is not the one that the run began with, nor has it grown out of it: put it "
+            "back, or start another run with another run.name"
+        )
+    if on_change == "refuse":
+        raise UserError(
+            f"the index of source {name!r} has grown by {after.shards - before.shards} shards since the run began: set "
+            "data.on_change=next_epoch to take them in at the next epoch, or put the index back"
+        )

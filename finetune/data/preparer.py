@@ -1,0 +1,140 @@
+"""From a draw to its picture and prompt. Every choice for a draw comes from a counter-based stream of its own, so it
+never matters who prepares it, or when. What looks at a run from outside uses this too, and needs no torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.buckets import Crop, fit
+from finetune.data.config import DataConfig, Policy
+from finetune.data.hashing import CounterRng, purpose_key
+from finetune.data.images import ImageInfo, load, probe
+from finetune.data.labels import Labels
+from finetune.data.plan import Draw, MicroBatch, Plan
+from finetune.data.prompts import make_prompt
+from finetune.data.samples import place_of
+from finetune.data.sources import Record, Sources
+from finetune.errors import DataFault, UserError
+
+NEAR_TRIED, FAR_TRIED = 8, 24
+EXCLUDED = "excluded"
+
+
+class Sample(NamedTuple):
+    """A decoded draw."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[H, W, 3]"""
+    prompt: str
+    size_and_crop: tuple[int, int, int, int, int, int]
+    """SDXL's conditioning (arXiv 2307.01952, section 2.2) in the order of diffusers' `add_time_ids`: height and width
+    of the picture, top and left of the crop in the scaled (and, where it is, mirrored) picture, height and width of
+    the bucket; pixels."""
+    loss_weight: float
+
+
+class BadSample(NamedTuple):
+    """A draw whose sample could not be used, and the one that took its place."""
+
+    step: int
+    slot: int
+    sample: int
+    key: str
+    shard: str
+    reason: str
+    """EXCLUDED where the recipe wants it so."""
+    substitute: int
+
+
+class Preparer:
+    """Turns draws into samples: the choices are functions of (seed, draw)."""
+
+    def __init__(self, plan: Plan, sources: Sources, data: DataConfig, policies: Sequence[Policy], seed: int) -> None:
+        """Keep what choices are made by.
+
+        Args:
+            policies: one per source.
+        """
+        self._plan = plan
+        self._sources = sources
+        self._data = data
+        self._policies = policies
+        self._crop_key = purpose_key(seed, "crop and flip")
+        self._prompt_key = purpose_key(seed, "prompt")
+        self._substitute_key = purpose_key(seed, "substitute")
+
+    def prepare(
+        self, step: int, micro_batch: MicroBatch, excluded: frozenset[int], bad: list[BadSample]
+    ) -> list[Sample]:
+        """All samples of a micro-batch; what had to be replaced is added to `bad`.
+
+        Args:
+            excluded: samples that must not be used.
+
+        Raises:
+            UserError: no sample of the bucket can be used, or a shard is not the one that was indexed.
+        """
+        at_hand = self._plan.shards_in(*micro_batch.window)
+        samples = []
+        for slot, draw in enumerate(micro_batch.draws, micro_batch.first_slot):
+            try:
+                samples.append(self._usable(draw.sample, draw, micro_batch.bucket, at_hand, excluded))
+            except DataFault as fault:
+                other, sample = self._substitute(micro_batch, draw, at_hand, excluded)
+                key, shard = self._sources.key(draw.sample), self._sources.shard_name(draw.sample)
+                bad.append(BadSample(step, slot, draw.sample, key, shard, str(fault), other))
+                samples.append(sample)
+        return samples
+
+    def crop(self, info: ImageInfo, bucket: int, draw: Draw) -> tuple[Crop, bool]:
+        """How a draw cuts a picture to its bucket, and whether it is mirrored after that."""
+        flip, across, down = CounterRng(self._crop_key, *_counters(draw)).uniforms(3)
+        if not self._data.random_crop:
+            across = down = 0.5
+        width, height = (int(side) for side in self._plan.sizes[bucket])
+        return fit(info.width, info.height, width, height, across, down), bool(flip < self._data.flip)
+
+    def prompt(self, labels: Labels, source: int, draw: Draw) -> str:
+        """The prompt of a draw."""
+        return make_prompt(labels, self._policies[source].captions, CounterRng(self._prompt_key, *_counters(draw)))
+
+    def _usable(
+        self, sample: int, draw: Draw, bucket: int, at_hand: set[tuple[int, int]], excluded: frozenset[int]
+    ) -> Sample:
+        """A sample with the choices of a draw. Raises DataFault where it cannot or must not be used."""
+        if sample in excluded:
+            raise DataFault(EXCLUDED)
+        place = place_of(sample)
+        whole = (place.source, place.shard) in at_hand
+        record: Record = self._sources.read(sample, draw.epoch, whole_shard=whole)
+        info = probe(record.image)
+        crop, mirrored = self.crop(info, bucket, draw)
+        red, green, blue = self._data.background
+        pixels = load(record.image, crop, mirrored, (red, green, blue))
+        left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
+        conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)
+        prompt = self.prompt(record.labels, place.source, draw)
+        return Sample(pixels, prompt, conditioning, self._policies[place.source].loss_weight)
+
+    def _substitute(
+        self, micro_batch: MicroBatch, draw: Draw, at_hand: set[tuple[int, int]], excluded: frozenset[int]
+    ) -> tuple[int, Sample]:
+        """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""
+        bits = CounterRng(self._substitute_key, *_counters(draw)).bits(NEAR_TRIED + FAR_TRIED).tolist()
+        for tried, random in enumerate(bits):
+            other = self._plan.neighbour(micro_batch, random, near=tried < NEAR_TRIED).sample
+            try:
+                return other, self._usable(other, draw, micro_batch.bucket, at_hand, excluded)
+            except DataFault:
+                continue
+        width, height = self._plan.sizes[micro_batch.bucket]
+        raise UserError(
+            f"{len(bits)} samples of the {width}×{height} bucket in a row could not be used: "
+            "check the shards with `python -m data_tools index --verify`, and what data.exclude names"
+        )
+
+
+def _counters(draw: Draw) -> tuple[int, int, int]:
+    return draw.epoch, draw.sample, draw.repeat

@@ -1,0 +1,95 @@
+"""Members of tar shards as spans of bytes: which are read together, and how they are told from another shard's."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.data.index import FILES, IMAGE, TAR_BLOCK, Index, Span
+from finetune.errors import UserError
+
+GAP_BYTES = 64 * 1024
+"""Members that lie closer together than this are read at once."""
+
+
+class Reading(NamedTuple):
+    """Members of one file that are read at once, by their names."""
+
+    span: Span
+    members: dict[str, Span]
+
+    def cut(self, data: bytes) -> dict[str, bytes]:
+        """The members' bytes, given those of the span. Raises OSError where there are fewer."""
+        if len(data) < self.span.size:
+            where = f"{len(data)} of {self.span.size} bytes at {self.span.offset}"
+            raise OSError(f"{self.span.location}: {where}: the file is cut short")
+        starts = {name: member.offset - self.span.offset for name, member in self.members.items()}
+        return {name: data[starts[name] : starts[name] + member.size] for name, member in self.members.items()}
+
+
+def coalesced(spans: dict[str, Span]) -> list[Reading]:
+    """A sample's members, grouped into as few readings as lie close together."""
+    readings: list[Reading] = []
+    for name, member in sorted(spans.items(), key=lambda item: item[1].offset):
+        if readings:
+            (location, first, size), members = readings[-1]
+            if member.offset - (first + size) <= GAP_BYTES:
+                whole = Span(location, first, member.offset + member.size - first)
+                readings[-1] = Reading(whole, {**members, name: member})
+                continue
+        readings.append(Reading(member, {name: member}))
+    return readings
+
+
+def header_size(header: bytes) -> int | None:
+    """The member's size in a tar header of 512 bytes; None where that is no header.
+
+    ustar, POSIX.1-1988: the size in octal at byte 124, the magic at 257; GNU writes large sizes in base 256.
+    """
+    field = header[124:136]
+    if header[257:262] != b"ustar":
+        return None
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.strip(b"\0 ") or b"0"
+    return int(digits, 8) if digits.isdigit() else None
+
+
+def verify_local(index: Index, number: int) -> None:
+    """Check that a local shard is the one that was indexed, by its size and the tar headers in front of its first and
+    last picture; of a group of loose pictures, the first and the last.
+
+    Raises:
+        UserError: it is missing or another.
+    """
+    first, end = (int(row) for row in index.first_rows[number : number + 2])
+    rows = sorted({first, end - 1}) if end > first else []
+    if index.kind == FILES:
+        for row in rows:
+            span = index.spans(row)[IMAGE]
+            if not _present(index, span.location) or Path(span.location).stat().st_size != span.size:
+                raise index.mismatch(span.location)
+        return
+    location = index.location(number)
+    if not _present(index, location) or Path(location).stat().st_size != index.shards[number].size:
+        raise index.mismatch(location)
+    with Path(location).open("rb") as file:
+        for row in rows:
+            span = index.spans(row)[IMAGE]
+            file.seek(span.offset - TAR_BLOCK)
+            if header_size(file.read(TAR_BLOCK)) != span.size:
+                raise index.mismatch(location)
+
+
+def bytes_of(index: Index, shards: set[int]) -> int:
+    """Bytes of some shards of an index together."""
+    return int(np.sum([index.shards[number].size for number in shards], dtype=np.int64))
+
+
+def _present(index: Index, location: str) -> bool:
+    if not Path(location).is_file():
+        raise UserError(
+            f"shard {location} is missing: put it back, or index the folder again with "
+            f"`python -m data_tools index {index.folder}`"
+        )
+    return True

@@ -1,0 +1,170 @@
+"""What a run is fed with: its data as the journal has it, and this rank's batches of any steps."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
+from finetune.data.config import DataConfig, Policy
+from finetune.data.journal import Journal
+from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenize, open_loader
+from finetune.data.plan import PLAN_VERSION
+from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.preparer import Preparer
+from finetune.errors import UserError
+
+KEPT, NOTES = "data", "waiting"
+"""Folders of a run's folder: copies of overlays, and the notes of processes that wait for data."""
+
+
+class Ranks(Protocol):
+    """What has to be known of the processes."""
+
+    rank: int
+    world: int
+    is_main: bool
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+
+
+class Feed:
+    """The data of a run, which may change at the borders of epochs."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        policies: Sequence[Policy],
+        settings: PlanSettings,
+        folder: Path,
+        ranks: Ranks,
+    ) -> None:
+        """Open the run's indexes.
+
+        Args:
+            policies: what each source asks for, in order.
+            folder: the run's folder.
+
+        Raises:
+            UserError: an index is missing, damaged or out of reach.
+        """
+        self._data = data
+        self._settings = settings
+        self.notes = folder / NOTES
+        self._kept = folder / KEPT
+        self._ranks = ranks
+        self._policies = policies
+        self._dataset = self._opened()
+        self.identity = plan_identity(data, settings)
+
+    def begin(self, saved: Mapping[str, Any] | None, step: int) -> None:
+        """Take up the data at a step, and check that it can be read.
+
+        Args:
+            saved: the journal of the checkpoint that the run goes on from; None where it begins.
+
+        Raises:
+            UserError: the data is not what the run began with, or cannot be used.
+        """
+        dataset = self._dataset
+        self._adopt(
+            self._decided(lambda: dataset.went_on(Journal.from_plain(saved), step) if saved else dataset.began())
+        )
+        self.sources.verify()
+        check_cache(self.plan, self.sources, self._data.cache.windows_ahead, self._data.cache.size_gib)
+
+    def border(self, step: int) -> int | None:
+        """The next step after `step` at which the data may change; None where it never does."""
+        sources = self._data.all_sources.values()
+        if self._data.on_change == "refuse" and not any(source.overlay.path for source in sources):
+            return None
+        return self.plan.first_step(self.plan.next_border(step + 1))
+
+    def renew(self, step: int) -> bool:
+        """Take in what has changed by a border. Returns whether anything has.
+
+        Raises:
+            UserError: what has changed cannot be used; everything stays as it was.
+        """
+        dataset = self._opened() if self._data.on_change == "next_epoch" else self._dataset
+        journal = self._decided(lambda: dataset.went_on(self.journal, step))
+        changed: bool = journal != self.journal
+        if changed:
+            self._dataset = dataset
+            self._adopt(journal)
+        return changed
+
+    @contextmanager
+    def batches(
+        self, steps: range, tokenize: Tokenize, latents: LatentShape, *, timesteps: int, pin: bool
+    ) -> Iterator["Batches"]:
+        """This rank's micro-batches of some steps."""
+        data, seed = self._data, self._settings.seed
+        preparer = Preparer(self.plan, self.sources, data, self._policies, seed)
+        dataset = MicroBatches(
+            self.plan,
+            self.journal,
+            preparer,
+            tokenize,
+            latents,
+            timesteps=timesteps,
+            seed=seed,
+            steps=steps,
+            rank=self._ranks.rank,
+            world=self._ranks.world,
+        )
+        # Worker processes are forked before any thread is started.
+        loader = open_loader(dataset, data, pin)
+        windows = data.cache.windows_ahead if is_first_on_machine() else -1
+        with Ahead(self.plan, self.sources, windows=windows, downloads=data.cache.downloads, step=steps.start) as ahead:
+            yield Batches(loader, ahead.reached)
+
+    def _opened(self) -> DataSet:
+        return DataSet(self._data, self._settings, self._kept, self.notes)
+
+    def _adopt(self, journal: Journal) -> None:
+        self.journal = journal
+        self.plan = self._dataset.plan(journal)
+        self.sources = self._dataset.sources(journal)
+
+    def _decided(self, decide: Callable[[], Journal]) -> Journal:
+        """What rank 0 decides, on all ranks; its mistakes are raised on all."""
+        verdict: Journal | UserError | None = None
+        if self._ranks.is_main:
+            try:
+                verdict = decide()
+            except UserError as error:
+                verdict = error
+        verdict = self._ranks.gather(verdict)[0]
+        if isinstance(verdict, UserError):
+            raise verdict
+        assert verdict is not None
+        return verdict
+
+
+class Batches:
+    """Micro-batches, step by step."""
+
+    def __init__(self, batches: Iterator[Batch], reached: Callable[[int], None]) -> None:
+        self._batches = batches
+        self.reached = reached
+        """To be told of every step that begins."""
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
+def plan_identity(data: DataConfig, settings: PlanSettings) -> dict[str, Any]:
+    """All that the plan is a function of beside the journal, by the settings' names; a run can only go on while it is
+    unchanged."""
+    return {
+        "plan_version": PLAN_VERSION,
+        "run.seed": settings.seed,
+        "train.micro_batch": settings.micro_batch,
+        "train.global_batch": settings.global_batch,
+        "data.window_shards": data.window_shards,
+        "data.buckets": asdict(data.buckets),
+        "data.sources' repeats": {name: source.repeats for name, source in data.all_sources.items()},
+    }

@@ -1,0 +1,12 @@
+"""What a benchmark reports."""
+
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """One measured figure."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str

@@ -1,0 +1,47 @@
+"""What tests of several folders call."""
+
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
+from finetune.data.index import Index
+from finetune.data.plan import MicroBatch
+from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.sources import Record, Sources
+
+SMALL = BucketsConfig(resolution_px=64, max_side_px=96, step_px=16)
+
+
+def data_config(shards: Path | str, **settings: object) -> DataConfig:
+    """Small buckets, and a cache beside the shards or where the settings say."""
+    given = {"buckets": SMALL, "window_shards": 1, "cache": CacheConfig(timeout_s=2.0), **settings}
+    return DataConfig(shards=str(shards), **given)  # type: ignore[arg-type]
+
+
+def open_data(config: DataConfig, kept: Path, *, seed: int = 5, notes: Path | None = None) -> DataSet:
+    """A data set in micro-batches of 4 and steps of 16."""
+    return DataSet(config, PlanSettings(micro_batch=4, global_batch=16, seed=seed), kept, notes)
+
+
+def open_sources(folder: Path) -> Sources:
+    """What a run would read from a folder that holds an index."""
+    dataset = open_data(data_config(folder), folder / "kept")
+    return dataset.sources(dataset.began())
+
+
+def sample_ids(index: Index) -> list[int]:
+    """The ids of all samples of a run's first source, in the order of its rows."""
+    return [shard << 32 | i for shard, s in enumerate(index.shards) for i in range(s.samples)]
+
+
+def read_all(folder: Path) -> list[Record]:
+    """All samples of a folder, in the order of its index."""
+    sources = open_sources(folder)
+    return [sources.read(sample, 0, whole_shard=True) for sample in sample_ids(sources.all[0].index)]
+
+
+def draws_of(samples: np.ndarray, bucket: int = 0, epoch: int = 0, first_slot: int = 0) -> MicroBatch:
+    """A micro-batch of some sample ids."""
+    epochs, repeats = np.full(len(samples), epoch), np.zeros(len(samples), dtype=np.int64)
+    return MicroBatch(bucket, samples, epochs, repeats, first_slot, (epoch, 0))
