@@ -1,25 +1,15 @@
 """`python -m finetune conf=NAME [key=value …]`: compose the recipe with Hydra, check it, train."""
 
-import difflib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, check, typed
 from finetune.entry import enter
-from finetune.errors import UserError
-
-ConfigStore.instance().store(name="schema", node=Config)
-USAGE = "give a recipe: python -m finetune conf=NAME"
+from finetune.recipes import compose_recipe, packaged_folder, recipe_folder, split_arguments
 
 
 def main() -> None:
@@ -40,48 +30,6 @@ def start(config: Config) -> None:
     train(config)
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The recipe's name and what else Hydra is to read."""
-    names = [a.removeprefix("conf=") for a in arguments if a.startswith("conf=")]
-    if len(names) != 1 or not names[0]:
-        raise UserError(f"{USAGE}, where NAME is one of {', '.join(sorted(recipes()))}")
-    return names[0].removesuffix(".yaml"), [a for a in arguments if not a.startswith("conf=")]
-
-
-def packaged_folder() -> Path:
-    """The recipes that come with Longhaul: inside the package once installed, beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-def recipes() -> dict[str, Path]:
-    """Every recipe's name and folder; those under the user's own ./conf come before ours of the same name."""
-    folders = (packaged_folder(), Path.cwd() / "conf")
-    return {path.stem: path.parent for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
-def recipe_folder(name: str) -> Path:
-    """Where the recipe lies. Raises UserError with the recipes there are."""
-    known = recipes()
-    if name not in known:
-        raise UserError(f"there is no recipe {name!r} (conf={name}): use one of {', '.join(sorted(known))}")
-    return known[name]
-
-
-def compose_recipe(name: str, folder: Path, overrides: Sequence[str]) -> Config:
-    """The recipe with the overrides, typed and checked part by part.
-
-    Raises:
-        UserError: a key that does not exist, a value of the wrong type, or one that is not allowed.
-    """
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(name, [*overrides, f"hydra.searchpath=[file://{packaged_folder()}]"])
-        return typed(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
-
-
 def hydra_command(name: str, folder: Path, arguments: Sequence[str]) -> None:
     """Hydra's own flags (--cfg job, --help, --info …), which print and train only if none of them says otherwise."""
     own = [
@@ -92,39 +40,6 @@ def hydra_command(name: str, folder: Path, arguments: Sequence[str]) -> None:
     ]
     sys.argv = [sys.argv[0], "--config-name", name, *arguments, *own]
     hydra.main(version_base="1.3", config_path=str(folder))(lambda composed: start(typed(composed)))()
-
-
-def explain(error: Exception) -> str:
-    """One sentence of Hydra's and OmegaConf's messages: the key, what was given, what is allowed."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
-    lines = str(error).splitlines()
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key = str(cause.full_key)
-        if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", str(cause)):
-            return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
-        if "not in" in str(cause):
-            return f"there is no setting {key}{suggestion(key)}"
-        lines = [f"{key}: {str(cause).splitlines()[0]}"]
-    return " ".join(lines).strip()
-
-
-def suggestion(key: str) -> str:
-    """The settings nearest to a mistyped one, or where all of them are listed."""
-    near = difflib.get_close_matches(key, settings(OmegaConf.structured(Config)), n=3, cutoff=0.75)
-    return f": did you mean {' or '.join(near)}?" if near else ": `--cfg job` shows all that there are"
-
-
-def settings(config: DictConfig, prefix: str = "") -> list[str]:
-    """Every key of the schema with its dots."""
-    names = []
-    for key in config:
-        name = f"{prefix}{key!s}"
-        names.append(name)
-        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            names += settings(config[key], f"{name}.")
-    return names
 
 
 if __name__ == "__main__":

@@ -126,6 +126,21 @@ class Plan:
         """The step that holds the first micro-batch which an epoch emits."""
         return self._emitted_before(epoch) // self.micro_batches_per_step
 
+    def emitted(self, epoch: int) -> I64:
+        """Micro-batches of every bucket that the windows of an epoch emit: int64 [all buckets]."""
+        number = self._edition(epoch)
+        layout = self._layouts[number]
+        before, after = (layout.through(e) // self.micro_batch for e in (epoch, epoch + 1))
+        return self._spread(layout, (self._closed(number) if self._is_last_epoch(number, epoch) else after) - before)
+
+    def waiting(self, epoch: int) -> I64:
+        """Draws of every bucket that wait, when an epoch is over, for the next to fill their micro-batch: int64 [all
+        buckets]."""
+        number = self._edition(epoch)
+        layout = self._layouts[number]
+        left = layout.through(epoch + 1) % self.micro_batch
+        return self._spread(layout, np.zeros_like(left) if self._is_last_epoch(number, epoch) else left)
+
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step, counted from 0; those of the largest area first, so that ranks which take
         every W-th of them do equal work at the same time."""
@@ -166,6 +181,12 @@ class Plan:
         if end == first:
             first, end = 0, start
         return self._draw(layout, bucket, first + bits % (end - first))
+
+    def _spread(self, layout: Layout, values: I64) -> I64:
+        """Values of a layout's buckets as values of all buckets."""
+        spread = np.zeros(len(self.sizes), dtype=np.int64)
+        spread[layout.used] = values
+        return spread
 
     def _edition(self, epoch: int) -> int:
         return sum(layout.first_epoch <= epoch for layout in self._layouts[1:])

@@ -18,7 +18,7 @@ from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
 from finetune.monitor.files import append_lines
 from finetune.phases import PhaseConfig
-from finetune.runs import app
+from finetune.runs.__main__ import app
 
 
 def write_run(folder: Path, state: str, age_s: float = 0.0) -> Path:
@@ -39,6 +39,8 @@ def write_run(folder: Path, state: str, age_s: float = 0.0) -> Path:
         ("failed", 0, 4, "failed"),
         ("stopped", 0, 5, "stopped"),
         ("finished", 1000, 0, "finished"),
+        ("paused", 0, 6, "paused"),
+        ("paused", 1000, 3, "stale"),
     ],
 )
 def test_status_tells_by_table_json_and_exit_code(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.__main__ import compose_recipe, explain, packaged_folder, recipe_folder, recipes, split_arguments
 from finetune.errors import UserError
+from finetune.recipes import compose_recipe, explain, packaged_folder, recipe_folder, recipes, split_arguments
 
 RECIPE = ["data.shards=/nowhere"]
 

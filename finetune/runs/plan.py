@@ -1,0 +1,168 @@
+"""What a recipe will do with its data, told without a GPU and without the model."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from finetune.config import Config
+from finetune.data.ahead import cache_needed
+from finetune.data.plan import Plan
+from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.remote import is_remote
+from finetune.phases import Phases
+from finetune.recipes import read_recipe
+from finetune.runs.folder import AsJson
+
+GIB = 2**30
+EPOCHS_SHOWN = 20
+
+
+def plan(
+    arguments: Annotated[list[str], typer.Argument(help="conf=NAME key=value …, as for training.")],
+    images_per_s: Annotated[float, typer.Option(min=0.001, help="Speed for which time and volume are told.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a recipe will do with its data: samples, buckets, steps, repeats, cache and data volume."""
+    facts = predicted(read_recipe(arguments), images_per_s)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    console = Console()
+    for table in (_summary(facts), _sources(facts), _buckets(facts), _epochs(facts)):
+        console.print(table)
+
+
+def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
+    """The whole prediction as plain values; sizes in bytes, times in hours.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
+    with tempfile.TemporaryDirectory() as kept:
+        dataset = DataSet(config.data, settings, Path(kept))
+        journal = dataset.began()
+        plan, sources = dataset.plan(journal), dataset.sources(journal)
+        steps = Phases(config.phases, config.optim, plan).total_steps
+        epochs = [_epoch(plan, epoch) for epoch in range(plan.epoch_of_step(steps - 1) + 1)]
+        per_epoch = epochs[0]["draws"]
+        told = _told(dataset)
+        bytes_per_epoch = sum(source["bytes_per_epoch"] for source in told)
+        return {
+            "recipe": config.run.name,
+            "sources": told,
+            "samples": sum(source["samples"] for source in told),
+            "draws_per_epoch": per_epoch,
+            "global_batch": config.train.global_batch,
+            "micro_batch": config.train.micro_batch,
+            "steps": steps,
+            "steps_per_epoch": per_epoch / config.train.global_batch,
+            "epochs": epochs,
+            "buckets": _bucket_facts(plan),
+            "excluded": len(journal.excluded(0)),
+            "cache_needed_bytes": cache_needed(plan, sources, config.data.cache.windows_ahead),
+            "bytes_per_epoch": bytes_per_epoch,
+            "images_per_s": images_per_s,
+            "bytes_per_hour": bytes_per_epoch / max(per_epoch, 1) * images_per_s * 3600,
+            "hours": steps * config.train.global_batch / images_per_s / 3600,
+        }
+
+
+def _told(dataset: DataSet) -> list[dict[str, Any]]:
+    facts = []
+    for name, source in dataset.data.all_sources.items():
+        index = dataset.indexes[name]
+        repeats = source.repeats * index.repeats.astype(float)
+        facts.append(
+            {
+                "name": name,
+                "path": source.path,
+                "kind": index.kind,
+                "remote": is_remote(index.location(0)) or is_remote(index.root),
+                "shards": len(index.shards),
+                "samples": len(index),
+                "repeats": source.repeats,
+                "loss_weight": source.loss_weight,
+                "bytes": sum(shard.size for shard in index.shards),
+                "bytes_per_epoch": float((index.sizes() * repeats).sum()),
+            }
+        )
+    return facts
+
+
+def _epoch(plan: Plan, epoch: int) -> dict[str, Any]:
+    emitted, waiting = plan.emitted(epoch), plan.waiting(epoch)
+    return {
+        "epoch": epoch,
+        "draws": plan.draws(epoch + 1) - plan.draws(epoch),
+        "windows": plan.window_count(epoch),
+        "micro_batches": int(emitted.sum()),
+        "first_step": plan.first_step(epoch),
+        "draws_left_over": int(waiting.sum()),
+    }
+
+
+def _bucket_facts(plan: Plan) -> list[dict[str, Any]]:
+    emitted, waiting = plan.emitted(0), plan.waiting(0)
+    facts = []
+    for bucket in plan.buckets.tolist():
+        width, height = (int(side) for side in plan.sizes[bucket])
+        draws = int(emitted[bucket]) * plan.micro_batch + int(waiting[bucket])
+        facts.append(
+            {
+                "bucket": bucket,
+                "width_px": width,
+                "height_px": height,
+                "draws": draws,
+                "micro_batches": int(emitted[bucket]),
+                "draws_left_over": int(waiting[bucket]),
+            }
+        )
+    return facts
+
+
+def _summary(facts: dict[str, Any]) -> Table:
+    table = Table(title=f"{facts['recipe']}", show_header=False, title_justify="left")
+    table.add_row("samples", f"{facts['samples']:,}, drawn {facts['draws_per_epoch']:,} times an epoch")
+    table.add_row("excluded", f"{facts['excluded']:,}")
+    table.add_row(
+        "steps", f"{facts['steps']:,} of {facts['global_batch']} samples; {facts['steps_per_epoch']:,.1f} an epoch"
+    )
+    speed = f"at {facts['images_per_s']:g} images/s"
+    table.add_row(f"time {speed}", f"{facts['hours']:,.1f} h ({facts['hours'] / 24:,.1f} days)")
+    table.add_row("data an epoch", f"{facts['bytes_per_epoch'] / GIB:,.2f} GiB")
+    table.add_row(f"data an hour {speed}", f"{facts['bytes_per_hour'] / GIB:,.2f} GiB")
+    table.add_row("cache needed", f"{facts['cache_needed_bytes'] / GIB:,.2f} GiB")
+    return table
+
+
+def _sources(facts: dict[str, Any]) -> Table:
+    table = Table("source", "samples", "repeats", "shards", "GiB", "where", title="sources", title_justify="left")
+    for source in facts["sources"]:
+        where = f"{'remote' if source['remote'] else 'local'} {source['kind']}: {source['path']}"
+        numbers = (f"{source['samples']:,}", f"{source['repeats']:g}", f"{source['shards']:,}")
+        table.add_row(source["name"], *numbers, f"{source['bytes'] / GIB:,.2f}", where)
+    return table
+
+
+def _buckets(facts: dict[str, Any]) -> Table:
+    table = Table("bucket", "draws", "micro-batches", "left over", title="first epoch", title_justify="left")
+    for bucket in facts["buckets"]:
+        size = f"{bucket['width_px']}×{bucket['height_px']}"
+        table.add_row(size, *(f"{bucket[name]:,}" for name in ("draws", "micro_batches", "draws_left_over")))
+    return table
+
+
+def _epochs(facts: dict[str, Any]) -> Table:
+    names = ("epoch", "first_step", "draws", "windows", "micro_batches", "draws_left_over")
+    table = Table(*(name.replace("_", " ") for name in names), title="epochs", title_justify="left")
+    for epoch in facts["epochs"][:EPOCHS_SHOWN]:
+        table.add_row(*(f"{epoch[name]:,}" for name in names))
+    if len(facts["epochs"]) > EPOCHS_SHOWN:
+        table.add_row("…")
+    return table
