@@ -1,4 +1,4 @@
-"""`python -m data_tools`: build and index data sets."""
+"""`python -m data_tools`: build, index and look at data sets."""
 
 import json
 import os
@@ -12,16 +12,17 @@ from rich.table import Table
 
 from data_tools.build import build
 from data_tools.demo.cli import app as demo
-from data_tools.indexing import Refused, expand, index_folder, index_shards, verify_index
+from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index
 from data_tools.loose import index_tree
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
 from finetune.entry import enter
 from finetune.errors import UserError
+from finetune.recipes import read_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(demo, name="demo")
-console = Console()
+console = Console(markup=False)
 
 Text = Annotated[str, typer.Option(help="What .txt files hold: auto, tags or caption.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
@@ -61,20 +62,43 @@ def index_command(
     _check_text(text)
     folder = Path(shards[0]) if len(shards) == 1 and Path(shards[0]).is_dir() else None
     if verify:
-        index = Index.load(folder or Path(shards[0]))
-        verify_index(index, workers)
-        console.print(f"{len(index.shards)} shards are as they were indexed.")
-    elif folder and any(folder.rglob("*.tar")):
-        if out is None:
-            _report(folder, *index_folder(folder, text, workers))
-        else:
-            _report(out, *index_shards(expand([f"{folder}/**/*.tar"]), out, text, workers))
-    elif folder:
+        _verify(folder or Path(shards[0]), workers)
+    elif folder and not files_below(folder, {"tar"}):
         _report(out or folder, *index_tree(folder, out or folder, text, workers))
+    elif folder and out is None:
+        _report(folder, *index_folder(folder, text, workers))
     elif out is None:
         raise UserError(f"{shards[0]} is not a folder: say with --out FOLDER where the index goes")
     else:
         _report(out, *index_shards(expand(shards), out, text, workers))
+
+
+@app.command("stats")
+def stats_command(
+    arguments: Annotated[list[str] | None, typer.Argument(help="conf=NAME key=value …, as for training.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show which buckets a recipe's data fill, and how much is scaled up, cropped away and left out; draw it as
+    `stats.png`."""
+    from data_tools.stats import collect, draw, tables
+
+    stats = collect(read_recipe(arguments or []))
+    out.mkdir(parents=True, exist_ok=True)
+    draw(stats, out / "stats.png")
+    if as_json:
+        print(json.dumps(stats.to_plain()))
+        return
+    for table in tables(stats):
+        console.print(table)
+    console.print(f"picture: {out / 'stats.png'}")
+
+
+def _verify(folder: Path, workers: int) -> None:
+    index = Index.load(folder)
+    verified = verify_index(index, workers)
+    elsewhere = len(index.shards) - verified
+    console.print(f"{verified} shards are as they were indexed{f'; {elsewhere} lie elsewhere' if elsewhere else ''}.")
 
 
 def _check_text(text: str) -> None:
@@ -88,6 +112,8 @@ def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
         f"{len(index):,} samples, shards: {len(index.shards):,} "
         f"({sum(s.size for s in index.shards) / 2**30:.2f} GiB): {tagged:,} with tags, {captioned:,} with a caption"
     )
+    if (most := int(index.repeats.max())) > 1:
+        console.print(f"Folders' names ask for up to {most} draws of a sample per epoch.")
     path = folder / "refused.jsonl"
     path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in refused), encoding="utf-8")
     if not refused:

@@ -12,7 +12,7 @@ from typing import Any
 
 import webdataset
 
-from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, index_folder, side_files
+from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, files_below, index_folder, side_files, utf8
 from data_tools.progress import in_parallel
 from finetune.data.buckets import fit
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order
@@ -69,12 +69,12 @@ def plan_shards(source: Path, out: Path, shard_bytes: int, text_as: str) -> list
     none."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: give the folder that holds the pictures")
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower()[1:] in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
+    names = files_below(source, IMAGE_SUFFIXES)
+    if not names:
         raise UserError(
             f"there are no pictures below {source}: it has to hold {', '.join(sorted(IMAGE_SUFFIXES))} files"
         )
-    sources = [Source(f"{i:09d}", path, path.relative_to(source).as_posix()) for i, path in enumerate(paths)]
+    sources = [Source(f"{i:09d}", source / name, utf8(name)) for i, name in enumerate(names)]
     order = shuffled_order(hash_counters(purpose_key(0, "shards"), range(len(sources))))
 
     groups: list[list[Source]] = [[]]

@@ -6,19 +6,27 @@ that were indexed before keep their numbers, and new ones come behind them.
 
 import hashlib
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 from braceexpand import braceexpand
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from data_tools.progress import in_parallel
 from finetune.data.cache import PIECE_BYTES
-from finetune.data.images import probe
+from finetune.data.images import HEIC, JPEG_XL, probe
 from finetune.data.index import (
     FILE_NAME,
     IMAGE,
@@ -43,9 +51,10 @@ IMAGE_SUFFIXES = frozenset(
     {"apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "jxl", "mpo", "png", "tif", "tiff", "webp"}
 )
 PARTS = ".index"
-PART_VERSION = 2
+PART_VERSION = 3
 TIMEOUT_S = 30.0
 ATTEMPTS = 8
+GLOB_SIGNS = frozenset("*?[")
 
 
 class Member(NamedTuple):
@@ -77,17 +86,33 @@ def index_folder(folder: Path, text_as: str, workers: int) -> tuple[Index, list[
     Raises:
         UserError: there are no shards.
     """
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.tar") if PARTS not in p.parts)
+    names = files_below(folder, {"tar"})
     if not names:
         raise UserError(f"there is no .tar file below {folder}: give the folder that holds the shards")
     return index_shards(names, folder, text_as, workers)
 
 
+def files_below(folder: Path, suffixes: Collection[str]) -> list[str]:
+    """The files of a tree that have one of these suffixes (lower case, without the dot), as sorted paths relative to
+    it. Links are followed, but not round in circles; what is hidden is passed over."""
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        above = here.parents[: len(here.relative_to(folder).parts)]
+        if here.resolve() in {other.resolve() for other in above}:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (here / name for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower()[1:] in suffixes and path.is_file()]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
 def index_shards(names: Sequence[str], folder: Path, text_as: str, workers: int) -> tuple[Index, list[Refused]]:
     """Index shards by their URLs, absolute paths, or paths relative to `folder`, where the index goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    before = [shard.name for shard in known_shards(folder)]
-    ordered = [name for name in before if name in set(names)] + [name for name in names if name not in set(before)]
+    given, before = set(names), {shard.name: None for shard in known_shards(folder)}
+    ordered = [name for name in before if name in given] + [name for name in names if name not in before]
     jobs = [(folder, name, text_as) for name in ordered]
     by_name = {part.shard.name: part for part in in_parallel(index_shard, jobs, workers, "indexing shards")}
     return joined(folder, TARS, [by_name[name] for name in ordered])
@@ -111,7 +136,7 @@ def known_shards(folder: Path) -> tuple[Shard, ...]:
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """The shards that brace ranges, globs and list files name, each once.
+    """The shards that folders, brace ranges, globs and list files name, each once.
 
     Raises:
         UserError: something names no shard.
@@ -125,23 +150,34 @@ def expand(patterns: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def utf8(name: str) -> str:
+    """A file's name in UTF-8, with bytes that are none written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _expand(pattern: str) -> list[str]:
-    if pattern.endswith(".txt") and not is_remote(pattern):
-        path = Path(pattern)
-        lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
-        return expand(line for line in lines if not line.startswith("#"))
-    names = []
-    for name in braceexpand(pattern):
-        if is_remote(name):
-            names += _expand_remote(name)
-        elif "*" in name or "?" in name:
-            base = Path(Path(name).anchor or ".")
-            names += sorted(str(path.absolute()) for path in base.glob(name.removeprefix(base.anchor)))
-        elif not Path(name).is_file():
-            raise UserError(f"there is no shard {name}: check the path")
-        else:
-            names.append(str(Path(name).absolute()))
-    return names
+    path = Path(pattern)
+    if path.suffix == ".txt" and path.is_file():
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        return expand(line for line in lines if line and not line.startswith("#"))
+    if path.is_dir():
+        return [str(path.absolute() / name) for name in files_below(path, {"tar"})]
+    if path.is_file():
+        return [str(path.absolute())]
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise UserError(f"{pattern} has braces without their counterpart: write ranges as {{000..127}}") from error
+    return [found for name in names for found in (_expand_remote(name) if is_remote(name) else _expand_local(name))]
+
+
+def _expand_local(name: str) -> list[str]:
+    if Path(name).is_file():
+        return [str(Path(name).absolute())]
+    if not GLOB_SIGNS & set(name):
+        raise UserError(f"there is no shard {name}: check the path")
+    base = Path(Path(name).anchor or ".")
+    return sorted(str(path.absolute()) for path in base.glob(name.removeprefix(base.anchor)) if path.is_file())
 
 
 def _expand_remote(url: str) -> list[str]:
@@ -153,102 +189,118 @@ def _expand_remote(url: str) -> list[str]:
         raise UserError(f"{url} cannot be listed ({error}): check the address and your credentials") from error
 
 
-def verify_index(index: Index, workers: int) -> None:
-    """Read every local shard again and compare it with the index. Raises UserError at the first that differs."""
-    jobs = [(index, number) for number in range(len(index.shards))]
-    for _ in in_parallel(verify_shard, jobs, workers, "verifying"):
+def verify_index(index: Index, workers: int) -> int:
+    """Read every local shard again and compare it with the index. How many there are; UserError at the first that
+    differs."""
+    local = [number for number in range(len(index.shards)) if not is_remote(index.location(number))]
+    for _ in in_parallel(verify_shard, [(index, number) for number in local], workers, "verifying"):
         pass
+    return len(local)
 
 
 def verify_shard(index: Index, number: int) -> None:
-    """Compare the whole of a local shard with the index. Raises UserError where it differs."""
+    """Compare the whole of a local shard with the index; of loose pictures, the size of every file. Raises UserError
+    where it differs."""
     verify_local(index, number)
-    if index.kind == TARS and file_sha256(Path(index.location(number))) != index.shards[number].sha256:
-        raise index.mismatch(index.location(number))
+    if index.kind == TARS:
+        if file_sha256(Path(index.location(number))) != index.shards[number].sha256:
+            raise index.mismatch(index.location(number))
+        return
+    for row in range(*index.first_rows[number : number + 2]):
+        for span in index.spans(row).values():
+            if not Path(span.location).is_file() or Path(span.location).stat().st_size != span.size:
+                raise index.mismatch(span.location)
 
 
 def index_shard(folder: Path, name: str, text_as: str) -> Part:
     """What one shard holds: from `.index/` where the shard has not changed since, else by reading it. Raises UserError
     where it cannot be read."""
     kept = folder / PARTS / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.arrow"
-    if is_remote(name):
-        return _index_remote(name, kept, text_as)
-    path = folder / name
-    stat = path.stat()
-    stamp = f"{PART_VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{text_as}"
-    return kept_part(kept, stamp, lambda: _read_shard(name, path, text_as))
+    try:
+        if is_remote(name):
+            return _index_remote(name, kept, text_as)
+        path = folder / name
+        stat = path.stat()
+        stamp = f"{PART_VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{text_as}"
+        return kept_part(kept, stamp, lambda: _read_shard(name, path, text_as))
+    except OSError as error:
+        remedy = "check the address and your credentials" if is_remote(name) else "check the disk and its permissions"
+        raise UserError(f"shard {name} cannot be read ({error}): {remedy}") from error
 
 
 def _index_remote(url: str, kept: Path, text_as: str) -> Part:
     remote = Remote(TIMEOUT_S)
     again = retry(
-        retry=retry_if_exception_type(OSError),
+        # What is missing or denied stays so.
+        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type((FileNotFoundError, PermissionError)),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_random_exponential(0.5, max=30),
         reraise=True,
     )
-    local = kept.with_suffix(".tar")
+    local = kept.with_suffix(".part")
 
     def read() -> Part:
         size = again(remote.size)(url)
         local.parent.mkdir(exist_ok=True)
-        with local.open("wb") as file:
-            for offset in range(0, size, PIECE_BYTES):
-                file.write(again(remote.read)(url, offset, min(PIECE_BYTES, size - offset)))
-        part = _read_shard(url, local, text_as)
-        local.unlink()
-        return part
+        try:
+            with local.open("wb") as file:
+                for offset in range(0, size, PIECE_BYTES):
+                    file.write(again(remote.read)(url, offset, min(PIECE_BYTES, size - offset)))
+            return _read_shard(url, local, text_as)
+        finally:
+            local.unlink(missing_ok=True)
 
-    try:
-        return kept_part(kept, f"{PART_VERSION}:{again(remote.version)(url)}:{text_as}", read)
-    except OSError as error:
-        raise UserError(f"shard {url} cannot be read ({error}): check the address and your credentials") from error
+    return kept_part(kept, f"{PART_VERSION}:{again(remote.version)(url)}:{text_as}", read)
 
 
 def _read_shard(name: str, path: Path, text_as: str) -> Part:
     rows: list[dict[str, Any]] = []
     refused: list[Refused] = []
+    samples: list[tuple[str, dict[str, Member]]] = []
     try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            _check_end(tar, file)
-            for key, members in _samples(tar):
-                try:
-                    rows.append(_describe(key, members, file, text_as))
-                except DataFault as fault:
-                    refused.append(Refused(f"{name}: {key}", str(fault)))
-    except tarfile.TarError as error:
+        samples = _samples(path)
+    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in headers that are none
         refused.append(Refused(name, f"unfinished or damaged tar: {error}"))
-        rows = []
+    with path.open("rb") as file:
+        for key, members in samples:
+            try:
+                rows.append(_describe(key, members, file, text_as))
+            except DataFault as fault:
+                refused.append(Refused(f"{name}: {key}", str(fault)))
     shard = Shard(name, path.stat().st_size, file_sha256(path), len(rows))
     return Part(shard, pa.Table.from_pylist(rows, SCHEMA), refused)
 
 
-def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
-    """Raise ReadError unless a block of zeros follows the last member: a tar cut short would pass otherwise."""
-    members = tar.getmembers()
-    end = max((m.offset_data + -(-m.size // TAR_BLOCK) * TAR_BLOCK for m in members), default=0)
-    file.seek(end)
-    if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
-        raise tarfile.ReadError(f"no end after {len(members)} members")
-
-
-def _samples(tar: tarfile.TarFile) -> list[tuple[str, dict[str, Member]]]:
+def _samples(path: Path) -> list[tuple[str, dict[str, Member]]]:
     """Keys and members by suffix. As webdataset has it, the key ends at the first dot of the base name; but members may
-    lie anywhere in the tar, as plain `tar` leaves them, and a suffix that comes again begins another sample."""
+    lie anywhere in the tar, as plain `tar` leaves them, and a suffix that comes again begins another sample. Members
+    whose bytes do not lie in one piece behind their header, links and sparse files, are passed over."""
     samples: list[tuple[str, dict[str, Member]]] = []
     newest: dict[str, dict[str, Member]] = {}
-    for info in tar:
-        path = PurePosixPath(info.name)
-        stem, dot, suffix = path.name.partition(".")
-        if not (info.isfile() and stem and dot):
+    for info in _members(path):
+        name = PurePosixPath(info.name)
+        stem, dot, suffix = name.name.partition(".")
+        if not (info.isfile() and stem and dot) or info.issparse():
             continue
-        key = str(path.with_name(stem))
+        key = str(name.with_name(stem))
         members = newest.get(key)
         if members is None or suffix.lower() in members:
             members = newest[key] = {}
             samples.append((key, members))
         members[suffix.lower()] = Member(info.offset_data, info.size)
     return samples
+
+
+def _members(path: Path) -> list[tarfile.TarInfo]:
+    """All members of a tar. Raises ReadError unless a block of zeros follows the last: one cut short would pass
+    otherwise."""
+    # A name that is not UTF-8 is told by its bytes.
+    with tarfile.open(path, "r:", errors="backslashreplace") as tar, path.open("rb") as file:
+        members = tar.getmembers()
+        file.seek(tar.offset)
+        if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+            raise tarfile.ReadError(f"no end after {len(members)} members")
+    return members
 
 
 def _describe(key: str, members: dict[str, Member], file: BinaryIO, text_as: str) -> dict[str, Any]:
@@ -299,10 +351,10 @@ def _bytes(file: BinaryIO, member: Member) -> bytes:
 
 def _save_part(path: Path, part: Part, stamp: str) -> None:
     path.parent.mkdir(exist_ok=True)
-    metadata = {"stamp": stamp, "shard": json.dumps(asdict(part.shard)), "refused": json.dumps(part.refused)}
+    told = {"shard": asdict(part.shard), "refused": part.refused, "plugins": _plugins()}
     temporary = path.with_suffix(".tmp")
     with pa.OSFile(str(temporary), "wb") as sink:
-        table = part.table.replace_schema_metadata(metadata)
+        table = part.table.replace_schema_metadata({"stamp": stamp, "part": json.dumps(told)})
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     temporary.replace(path)
@@ -313,10 +365,17 @@ def _load_part(path: Path, stamp: str) -> Part | None:
         return None
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError):  # damaged: it is read anew
         return None
-    metadata = table.schema.metadata
-    if metadata[b"stamp"].decode() != stamp:
+    if table.schema.metadata[b"stamp"].decode() != stamp:
         return None
-    refused = [Refused(*entry) for entry in json.loads(metadata[b"refused"])]
-    return Part(Shard(**json.loads(metadata[b"shard"])), table.replace_schema_metadata(None), refused)
+    told = json.loads(table.schema.metadata[b"part"])
+    if told["refused"] and told["plugins"] != _plugins():
+        return None
+    refused = [Refused(*entry) for entry in told["refused"]]
+    return Part(Shard(**told["shard"]), table.replace_schema_metadata(None), refused)
+
+
+def _plugins() -> list[str]:
+    """The plugins that are installed: what was refused for want of one may be read with it."""
+    return [plugin.package for plugin in (HEIC, JPEG_XL) if find_spec(plugin.module.partition(".")[0])]

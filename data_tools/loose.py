@@ -5,21 +5,25 @@ indexed before keeps its group; new pictures form new ones.
 """
 
 import hashlib
+import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from data_tools.indexing import (
     IMAGE_SUFFIXES,
+    PART_VERSION,
     PARTS,
     Member,
     Part,
     Refused,
     describe,
+    files_below,
     joined,
     kept_part,
     side_files,
+    utf8,
 )
 from data_tools.progress import in_parallel
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order
@@ -27,8 +31,8 @@ from finetune.data.index import FILES, IMAGE, SCHEMA, Index, Shard
 from finetune.errors import DataFault, UserError
 
 GROUP = 1000
-CONCEPT = re.compile(r"(\d{1,4})_.+")
-"""kohya's folders, whose pictures are drawn as often an epoch as the number says."""
+CONCEPT = re.compile(r"(\d{1,3})_.+", re.DOTALL)
+"""kohya's folders, whose pictures are drawn as often an epoch as the number says; of four digits it is a year."""
 
 
 def index_tree(root: Path, out: Path, text_as: str, workers: int) -> tuple[Index, list[Refused]]:
@@ -37,25 +41,22 @@ def index_tree(root: Path, out: Path, text_as: str, workers: int) -> tuple[Index
     Raises:
         UserError: there are no pictures.
     """
-    names = pictures(root)
+    names = files_below(root, IMAGE_SUFFIXES)
     if not names:
         raise UserError(
             f"there are neither .tar files nor pictures below {root}: it has to hold "
             f"{', '.join(sorted(IMAGE_SUFFIXES))} files"
         )
+    readable = [name for name in names if utf8(name) == name]
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    groups = grouped(names, _groups_before(out))
+    groups = grouped(readable, _groups_before(out))
     for number, group in enumerate(groups):
-        (out / PARTS / f"group-{number:06d}.names").write_text("\n".join(group), encoding="utf-8")
+        _write_names(out / PARTS / f"group-{number:06d}.json", group)
     jobs = [(root, out, number, group, text_as) for number, group in enumerate(groups)]
     parts = sorted(in_parallel(index_group, jobs, workers, "indexing pictures"), key=lambda part: int(part.shard.name))
-    return joined(out, FILES, parts, None if out == root else root)
-
-
-def pictures(root: Path) -> list[str]:
-    """The pictures below a folder, as sorted paths relative to it."""
-    found = (path for path in root.rglob("*") if path.suffix.lower()[1:] in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path.relative_to(root).as_posix() for path in found if PARTS not in path.parts)
+    index, refused = joined(out, FILES, parts, None if out == root else root)
+    unreadable = sorted(set(names).difference(readable))
+    return index, refused + [Refused(utf8(name), "its name is not UTF-8") for name in unreadable]
 
 
 def grouped(names: list[str], before: list[list[str]]) -> list[list[str]]:
@@ -69,17 +70,27 @@ def grouped(names: list[str], before: list[list[str]]) -> list[list[str]]:
 
 
 def index_group(root: Path, out: Path, number: int, names: list[str], text_as: str) -> Part:
-    """What a group of pictures holds: from `.index/` where no file of it has changed since, else by reading them."""
-    stamp = _stamp(root, names, text_as)
-    return kept_part(
-        out / PARTS / f"group-{number:06d}.arrow", stamp, lambda: _read_group(root, number, names, text_as)
-    )
+    """What a group of pictures holds: from `.index/` where no file of it has changed since, else by reading them.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    kept = out / PARTS / f"group-{number:06d}.arrow"
+    try:
+        return kept_part(kept, _stamp(root, names, text_as), lambda: _read_group(root, number, names, text_as))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error}): check the disk and its permissions") from error
 
 
 def _groups_before(out: Path) -> list[list[str]]:
     """The names that each group was made of last time, refused ones among them."""
-    paths = sorted((out / PARTS).glob("group-*.names"))
-    return [path.read_text(encoding="utf-8").splitlines() for path in paths]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / PARTS).glob("group-*.json"))]
+
+
+def _write_names(path: Path, names: list[str]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(names), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read_group(root: Path, number: int, names: list[str], text_as: str) -> Part:
@@ -92,23 +103,24 @@ def _read_group(root: Path, number: int, names: list[str], text_as: str) -> Part
         sides = {member: path.read_bytes() for member, path in side_files(picture).items() if path.is_file()}
         members = {IMAGE: Member(0, len(image)), **{m: Member(0, len(data)) for m, data in sides.items()}}
         try:
-            rows.append(describe(name, image, members, sides, text_as, repeats_of(picture)))
+            rows.append(describe(name, image, members, sides, text_as, repeats_of(name)))
         except DataFault as fault:
             refused.append(Refused(name, str(fault)))
     size = sum(row["image_size"] for row in rows)
     return Part(Shard(str(number), size, digest.hexdigest(), len(rows)), pa.Table.from_pylist(rows, SCHEMA), refused)
 
 
-def repeats_of(picture: Path) -> int:
-    """How often kohya's folder name wants a picture: 10 in `10_fox`; 1 elsewhere."""
-    named = CONCEPT.fullmatch(picture.parent.name)
+def repeats_of(name: str) -> int:
+    """How often kohya's folder name wants a picture of the tree: 10 in `10_fox/1.jpg`; 1 elsewhere."""
+    named = CONCEPT.fullmatch(PurePosixPath(name).parent.name)
     return max(int(named[1]), 1) if named else 1
 
 
 def _stamp(root: Path, names: list[str], text_as: str) -> str:
-    digest = hashlib.sha256(text_as.encode())
+    digest = hashlib.sha256(f"{PART_VERSION}:{text_as}".encode())
     for name in names:
         for path in (root / name, *side_files(root / name).values()):
             stat = path.stat() if path.is_file() else None
-            digest.update(f"{path.name}:{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+            known = stat and (stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{path.relative_to(root)}:{known}\n".encode())
     return digest.hexdigest()

@@ -28,5 +28,8 @@ def _results(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], worker
             yield function(*job)
         return
     with ProcessPoolExecutor(workers) as pool:
-        for future in as_completed([pool.submit(function, *job) for job in jobs]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -6,7 +6,7 @@ import inspect
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from finetune.config import Config
 
@@ -51,7 +51,8 @@ def section(owner: type, prefix: str) -> str:
         kind = hints[field.name]
         inner = next((a for a in (kind, *get_args(kind)) if dataclasses.is_dataclass(a)), None)
         if inner is not None:
-            nested.append(section(inner, f"{prefix}{field.name}{'[]' if inner is not kind else ''}."))
+            many = "" if inner is kind else ".NAME" if get_origin(kind) is dict else "[]"
+            nested.append(section(inner, f"{prefix}{field.name}{many}."))
         if inner is not kind:
             rows.append(f"| `{prefix}{field.name}` | {default(field)} | {notes[field.name]} |")
     doc = " ".join((owner.__doc__ or "").split())

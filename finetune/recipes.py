@@ -14,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, typed
 from finetune.errors import UserError
 
-ConfigStore.instance().store(name="schema", node=Config)
+SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(SCHEMA.data.sources, False)  # whose names are the user's own
+ConfigStore.instance().store(name="schema", node=SCHEMA)
 USAGE = "give a recipe: conf=NAME"
 
 
@@ -78,6 +80,8 @@ def explain(error: Exception) -> str:
             return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
         if "not in" in str(cause):
             return f"there is no setting {key}{suggestion(key)}"
+        if "is not a subclass of SourceConfig" in str(cause):
+            return f"data.sources.{key} cannot be set alone: give data.sources={{NAME: {{path: …}}, …}}, all of them"
         lines = [f"{key}: {str(cause).splitlines()[0]}"]
     return " ".join(lines).strip()
 

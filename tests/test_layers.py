@@ -45,7 +45,19 @@ LAYERS = {
     "finetune.runs": 6,
     "finetune.__main__": 6,
 }
-NUMPY_ONLY = ("hashing", "samples", "index", "labels", "layout", "plan", "journal", "overlay", "buckets", "prompts")
+NUMPY_ONLY = (
+    "hashing",
+    "samples",
+    "index",
+    "labels",
+    "layout",
+    "plan",
+    "journal",
+    "overlay",
+    "geometry",
+    "buckets",
+    "prompts",
+)
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "bitsandbytes", "matplotlib", "wandb")
 
 

@@ -62,6 +62,7 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("strategy=zero9", "zero9"),
         ("captions.drop=2", "captions.drop is 2.0: use a number from 0 to 1"),
         ("monitor.wandb.mode=loud", "monitor.wandb.mode is 'loud'"),
+        ("data.sources.x={path: a}", "data.sources.x cannot be set alone: give data.sources={NAME"),
         ("data.shards=???", "data.shards is not set: give it in the recipe or as data.shards="),
     ],
 )

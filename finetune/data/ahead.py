@@ -2,9 +2,8 @@
 
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 
 from finetune.data.plan import Plan
@@ -18,10 +17,10 @@ class Ahead:
     """Threads that fetch, one set per machine. A context: it ends when it is left."""
 
     def __init__(self, plan: Plan, sources: Sources, *, windows: int, downloads: int, step: int) -> None:
-        """Start fetching.
+        """Prepare to fetch.
 
         Args:
-            windows: how many windows to be ahead of the one being trained.
+            windows: how many windows to be ahead of the one being trained; -1 fetches nothing at all.
             downloads: shards that are fetched at the same time.
             step: the step that is trained first.
         """
@@ -29,26 +28,25 @@ class Ahead:
         self._sources = sources
         self._windows = windows
         self._step = step
+        self._begun: set[tuple[int, int]] = set()
+        self._choosing = threading.Lock()
         self._moved = threading.Event()
         self._ended = False
-        self._pool = ThreadPoolExecutor(downloads, thread_name_prefix="fetch")
-        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+        # A request that hangs is not waited for, neither here nor when the process ends.
+        self._threads = [threading.Thread(target=self._run, name="fetch", daemon=True) for _ in range(downloads)]
 
     def __enter__(self) -> "Ahead":
-        if any_remote(self._sources):
-            self._thread.start()
+        if self._windows >= 0 and any_remote(self._sources):
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = True
-        if kind is not None:
-            self._sources.give_up()
         self._moved.set()
-        self._pool.shutdown(cancel_futures=True)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._sources.give_up()
 
     def reached(self, step: int) -> None:
         """Say which step is being trained."""
@@ -56,23 +54,41 @@ class Ahead:
         self._moved.set()
 
     def _run(self) -> None:
-        begun: dict[tuple[int, int], Future[Path]] = {}
-        while not self._ended:
-            self._moved.clear()
-            wanted: dict[tuple[int, int], None] = {}
-            for epoch, window in islice(self._plan.windows(self._step), 1 + self._windows):
-                wanted |= dict.fromkeys(sorted(self._plan.shards_in(epoch, window)))
+        while shard := self._next():
             # A fault that ends a fetch comes up again, and is raised, where the shard is read.
-            begun = {shard: future for shard, future in begun.items() if shard in wanted}
-            for source, shard in wanted:
-                if (source, shard) not in begun and self._sources.is_remote(source, shard) and not self._ended:
-                    begun[source, shard] = self._pool.submit(self._sources.fetch, source, shard)
-            self._moved.wait()
+            with suppress(OSError, UserError):
+                self._sources.fetch(*shard)
+
+    def _next(self) -> tuple[int, int] | None:
+        """The first shard that is wanted and that no thread has begun with, once there is one; None at the end."""
+        with self._choosing:
+            while True:
+                self._moved.clear()
+                if self._ended:
+                    return None
+                wanted = self._wanted()
+                self._begun &= wanted.keys()
+                for shard in wanted:
+                    if shard not in self._begun:
+                        self._begun.add(shard)
+                        return shard
+                self._moved.wait()
+
+    def _wanted(self) -> dict[tuple[int, int], None]:
+        """The remote shards of the window being trained and the next ones, in the order in which they are needed."""
+        found: dict[tuple[int, int], None] = {}
+        for epoch, window in islice(self._plan.windows(self._step), 1 + self._windows):
+            found |= dict.fromkeys(sorted(self._plan.shards_in(epoch, window)))
+        return {shard: None for shard in found if self._sources.is_remote(*shard)}
 
 
 def any_remote(sources: Sources) -> bool:
-    """Whether any source's shards have to be fetched."""
-    return any(sources.is_remote(number, 0) for number in range(len(sources.all)))
+    """Whether any shard of any source has to be fetched."""
+    return any(
+        sources.is_remote(number, shard)
+        for number, source in enumerate(sources.all)
+        for shard in range(len(source.index.shards))
+    )
 
 
 def cache_needed(plan: Plan, sources: Sources, windows_ahead: int, epoch: int = 0) -> int:

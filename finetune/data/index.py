@@ -129,13 +129,18 @@ class Index:
         first = {**self._metadata, "shards": self._metadata["shards"][:shards], "chain": self.chain[:shards]}
         return Index(self.folder, self.root, self._table.slice(0, int(self.first_rows[shards])), first)
 
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples, as Arrow's large strings."""
+        return self._table["key"]
+
     def key(self, row: int) -> str:
         """The sample's key, as its members are called in the shard; of a loose picture, its path in the tree."""
         return str(self._table["key"][row].as_py())
 
     def rows(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
         """The rows that have one of these keys, in order: int64 [rows]."""
-        wanted = pc.is_in(self._table["key"], value_set=pa.array(list(keys), pa.large_string()))
+        wanted = pc.is_in(self.keys, value_set=pa.array(list(keys), pa.large_string()))
         return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
 
     def location(self, number: int) -> str:

@@ -52,7 +52,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     """The JSON member as an object. Raises DataFault where it is none."""
     try:
         fields = json.loads(_decoded(data, "json"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError too
         raise DataFault(f"json: {error}") from error
     if not isinstance(fields, dict):
         raise DataFault("json: not an object")

@@ -10,10 +10,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_when_event_set
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+)
+from tenacity.retry import retry_base
+from tenacity.stop import stop_base
 from tenacity.wait import wait_random_exponential
 
 T = TypeVar("T")
@@ -43,47 +55,79 @@ class Patience:
         self.__dict__.update({**state, "_given_up": threading.Event()})
 
     def give_up(self) -> None:
-        """Let the threads of this process that wait end with the fault that they wait for."""
+        """Let the threads of this process that wait by now end with the fault that they wait for."""
         self._given_up.set()
+        self._given_up = threading.Event()
 
     def until_done(self, what: str, function: Callable[[], T]) -> T:
-        """The result of `function`, called again after every OSError, with growing, random pauses in between.
+        """The result of `function`, called again after every OSError: at once after the first, then with growing,
+        random pauses in between.
 
         Args:
             what: what is being read, for the note.
         """
-        note = self._note_path()
+        given_up = self._given_up
+        try:
+            return function()
+        except OSError:
+            if given_up.is_set():
+                raise
+        note, since = self._note_path(), time.time()
 
         def waiting(state: RetryCallState) -> None:
-            since = time.time() - (state.seconds_since_start or 0.0)
             error = state.outcome.exception() if state.outcome else None
             if note and time.time() - since >= self._alert_after_s:
                 _write_note(note, what, error, since)
 
-        retrying = Retrying(
-            retry=retry_if_exception_type(OSError),
-            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=stop_when_event_set(self._given_up),
-            sleep=sleep_using_event(self._given_up),
-            before_sleep=waiting,
-            reraise=True,
-        )
+        retry, stop = retry_if_exception_type(OSError), stop_when_event_set(given_up)
         try:
-            return retrying(function)
+            return _retrying(retry, stop, given_up, before_sleep=waiting)(function)
         finally:
             if note:
-                note.unlink(missing_ok=True)
+                with suppress(OSError):
+                    note.unlink()
+
+    def for_a_while(self, function: Callable[[], T]) -> T:
+        """The result of `function`, called again after faults for as long as until a note would be left.
+
+        Raises:
+            OSError: the fault lasts, or waiting will not mend it: the file is missing or denied.
+        """
+        given_up = self._given_up
+        stop = stop_any(stop_after_delay(self._alert_after_s), stop_when_event_set(given_up))
+        return _retrying(retry_if_exception(_may_pass), stop, given_up)(function)
 
     def _note_path(self) -> Path | None:
         name = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.json"
         return self._notes / name if self._notes else None
 
 
+def _retrying(
+    retry: retry_base,
+    stop: stop_base,
+    given_up: threading.Event,
+    before_sleep: Callable[[RetryCallState], None] | None = None,
+) -> Retrying:
+    return Retrying(
+        retry=retry,
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+        stop=stop,
+        sleep=sleep_using_event(given_up),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+
+
 def _write_note(path: Path, what: str, error: BaseException | None, since: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"what": what, "reason": f"{type(error).__name__}: {error}", "since": since}))
-    temporary.replace(path)
+    with suppress(OSError):  # a full disk is no reason to stop waiting
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"what": what, "reason": f"{type(error).__name__}: {error}", "since": since}))
+        temporary.replace(path)
 
 
 def read_notes(folder: Path) -> list[dict[str, object]]:

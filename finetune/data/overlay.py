@@ -15,15 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from finetune.data.buckets import I64
 from finetune.data.config import OverlayConfig
-from finetune.data.hashing import U64
 from finetune.data.index import Index, file_sha256
-from finetune.data.labels import Labels, as_strings
+from finetune.data.labels import Labels
 from finetune.data.samples import rows_of_ids
-from finetune.errors import DataFault, UserError
+from finetune.errors import UserError
 
 LABELS = {"tags": "tags", "caption": "captions", "captions": "captions"}
 COLUMNS = {"key", "id", "score", "exclude", *LABELS}
+STRINGS = pa.large_list(pa.large_string())
+LONGEST_LINE = 16 << 20
+"""Bytes that a line of JSON may have."""
+KEYS_ARE_TEXT = pa.schema([("key", pa.large_string())])
+"""Left to itself, pyarrow would read keys that look like dates as points in time."""
 
 
 class Overlay:
@@ -38,20 +43,29 @@ class Overlay:
         self.path = path
         self._mode = mode
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._rows: npt.NDArray[np.int64] = table["row"].combine_chunks().to_numpy()
-        self._tags, self._captions = table["tags"], table["captions"]
-        self.left_out: npt.NDArray[np.int64] = self._rows[table["left_out"].to_numpy()]
+        self._rows: I64 = table["row"].combine_chunks().to_numpy()
+        self._labels = {name: table[name].combine_chunks() for name in ("tags", "captions")}
+        self.left_out: I64 = self._rows[table["left_out"].to_numpy()]
         """Rows of samples that are left out: int64 [rows]."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Overlay, (self.path, self._mode)
+
+    def have(self, name: str, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which samples have "tags" or "captions" with the overlay's, given which have stored ones: bool [rows]."""
+        found = stored.astype(bool)
+        lengths = pc.fill_null(pc.list_value_length(self._labels[name]), -1).to_numpy(zero_copy_only=False)
+        decides = (lengths > 0) if self._mode == "add" else (lengths >= 0)
+        decides &= self._rows < len(found)
+        found[self._rows[decides]] = lengths[decides] > 0
+        return found
 
     def over(self, row: int, labels: Labels) -> Labels:
         """A sample's labels with the overlay's."""
         at = int(np.searchsorted(self._rows, row))
         if at == len(self._rows) or self._rows[at] != row:
             return labels
-        tags, captions = self._tags[at].as_py(), self._captions[at].as_py()
+        tags, captions = (self._labels[name][at].as_py() for name in ("tags", "captions"))
         if self._mode == "add":
             new_tags = tuple(tag for tag in tags or () if tag not in labels.tags)
             return Labels(labels.tags + new_tags, labels.captions + tuple(captions or ()))
@@ -60,22 +74,29 @@ class Overlay:
         )
 
 
-def take_in(config: OverlayConfig, index: Index, folder: Path) -> str:
-    """Read an overlay's file and keep it in a folder, for an index. Its name there.
+def take_in(config: OverlayConfig, index: Index, source: int, folder: Path) -> str:
+    """Read an overlay's file and keep it in a folder, for the index of a source. Its name there.
 
     Raises:
         UserError: the file cannot be read, has columns of another kind, or names none of the index's samples.
     """
     path = Path(str(config.path)).expanduser()
     digest = overlay_digest(config)
-    kept = folder / f"overlay-{hashlib.sha256(f'{digest}:{index.fingerprint}'.encode()).hexdigest()[:16]}.arrow"
+    kept = (
+        folder / f"overlay-{hashlib.sha256(f'{digest}:{source}:{index.fingerprint}'.encode()).hexdigest()[:16]}.arrow"
+    )
     if not kept.exists():
-        table = _read(path)
-        rows, lines = _match(table, index, path)
+        try:
+            table = _read(path)
+            rows, lines = _match(table, index, source)
+            parsed = _parsed(table, config.min_score).take(pa.array(lines))
+            parsed.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"the overlay {path} cannot be read: {str(error).splitlines()[0]}") from error
         if not len(rows):
             raise UserError(f"the overlay {path} names no sample of {index.root}: its key is that of the index")
         folder.mkdir(parents=True, exist_ok=True)
-        _keep(table, rows, lines, config.min_score, path, kept)
+        _keep(parsed.append_column("row", pa.array(rows)), kept)
     return kept.name
 
 
@@ -88,41 +109,49 @@ def overlay_digest(config: OverlayConfig) -> str:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.json.read_json(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"the overlay {path} cannot be read: {str(error).splitlines()[0]}") from error
-    unknown = sorted(set(table.column_names) - COLUMNS)
-    if unknown or not {"key", "id"} & set(table.column_names):
-        wrong = f"has the column {unknown[0]!r}" if unknown else "has neither a column key nor id"
-        raise UserError(f"the overlay {path} {wrong}: its columns are {', '.join(sorted(COLUMNS))}")
-    return table
+    """The table of a file. Raises ArrowException or OSError where it is none, and UserError where its columns are
+    others than COLUMNS."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+    else:
+        options = pyarrow.json.ParseOptions(explicit_schema=KEYS_ARE_TEXT, unexpected_field_behavior="infer")
+        table = pyarrow.json.read_json(path, pyarrow.json.ReadOptions(block_size=LONGEST_LINE), options)
+        if table["key"].null_count == table.num_rows:
+            table = table.drop_columns("key")
+    columns = set(table.column_names)
+    if unknown := sorted(columns - COLUMNS):
+        wrong = f"has the column {unknown[0]!r}"
+    elif columns >= {"caption", "captions"}:
+        wrong = "has both a column caption and captions"
+    elif not columns & {"key", "id"}:
+        wrong = "has neither a column key nor id"
+    else:
+        return table
+    raise UserError(f"the overlay {path} {wrong}: its columns are {', '.join(sorted(COLUMNS))}")
 
 
-def _match(table: pa.Table, index: Index, path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(rows of the index, lines of the table), pair by pair, sorted by row; of several lines for a row, the last."""
-    try:
-        if "id" in table.column_names:
-            lines = np.arange(table.num_rows)
-            rows = _rows_of(table["id"].cast(pa.uint64()).to_numpy(), index)
-            lines, rows = lines[rows >= 0], rows[rows >= 0]
-        else:
-            keys = table["key"].cast(pa.large_string())
-            rows = index.rows(keys.to_pylist())
-            by_key = {key: line for line, key in enumerate(keys.to_pylist())}
-            lines = np.array([by_key[index.key(int(row))] for row in rows], dtype=np.int64)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"the overlay {path} has keys or ids of another type: {error}") from error
-    order = np.lexsort((lines, rows))
-    rows, lines = rows[order], lines[order]
-    last = np.append(rows[1:] != rows[:-1], True) if len(rows) else np.zeros(0, dtype=bool)
-    return rows[last], lines[last]
+def _match(table: pa.Table, index: Index, source: int) -> tuple[I64, I64]:
+    """(rows of the index, lines of the table), pair by pair, sorted by row: int64 [pairs] each; of several lines for a
+    row, the last. Where there is an id it decides."""
+    last = table.num_rows - 1
+    if "id" in table.column_names:
+        ids = table["id"].cast(pa.uint64())
+        lines = np.flatnonzero(ids.is_valid().to_numpy())
+        rows = _rows_of(ids.drop_null().to_numpy(), index, source)
+        lines, rows = lines[rows >= 0], rows[rows >= 0]
+        rows, backwards = np.unique(rows[::-1], return_index=True)
+        return rows, lines[::-1][backwards]
+    keys = table["key"].cast(pa.large_string()).combine_chunks()
+    # Of several equal values, `index_in` finds the first.
+    backwards = pc.index_in(index.keys, value_set=keys.take(pa.array(np.arange(last, -1, -1))))
+    rows = np.flatnonzero(backwards.is_valid().to_numpy())
+    return rows, last - backwards.drop_null().to_numpy().astype(np.int64)
 
 
-def _rows_of(ids: U64, index: Index) -> npt.NDArray[np.int64]:
-    """The row of every sample id, −1 for those that the index does not hold: int64 [ids]."""
+def _rows_of(ids: npt.NDArray[np.uint64], index: Index, source: int) -> I64:
+    """The row of every sample id, −1 for those that the source does not hold: int64 [ids]."""
     shards, ordinals = (ids >> np.uint64(32) & np.uint64(0xFFFFFF)).astype(np.int64), ids & np.uint64(0xFFFFFFFF)
-    known = shards < len(index.shards)
+    known = (shards < len(index.shards)) & (ids >> np.uint64(56) == source)
     samples = np.diff(index.first_rows)
     known[known] &= ordinals[known] < samples[shards[known]].astype(np.uint64)
     rows = np.full(len(ids), -1, dtype=np.int64)
@@ -130,25 +159,55 @@ def _rows_of(ids: U64, index: Index) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _keep(table: pa.Table, rows: Any, lines: Any, min_score: float | None, path: Path, kept: Path) -> None:
-    matched = table.take(pa.array(lines))
-    columns: dict[str, pa.Array] = {"row": pa.array(rows, pa.int64())}
-    columns |= dict.fromkeys(("tags", "captions"), pa.nulls(len(rows), pa.list_(pa.large_string())))
+def _parsed(table: pa.Table, min_score: float | None) -> pa.Table:
+    """What each line says: tags and captions as lists or null, and whether the sample is left out."""
+    columns = dict.fromkeys(("tags", "captions"), pa.nulls(table.num_rows, STRINGS))
     for name in set(LABELS) & set(table.column_names):
-        try:
-            values = [
-                None if v is None else as_strings(v, name, split=name == "tags") for v in matched[name].to_pylist()
-            ]
-        except DataFault as fault:
-            raise UserError(f"the overlay {path}: {fault}") from fault
-        columns[LABELS[name]] = pa.array(values, pa.list_(pa.large_string()))
-    left_out = np.zeros(len(rows), dtype=bool)
+        columns[LABELS[name]] = strings(table[name].combine_chunks(), split=name == "tags")
+    left_out = np.zeros(table.num_rows, dtype=bool)
     if "exclude" in table.column_names:
-        left_out |= pc.fill_null(matched["exclude"].cast(pa.bool_()), False).to_numpy()
+        left_out |= pc.fill_null(table["exclude"].cast(pa.bool_()), False).to_numpy()
     if "score" in table.column_names and min_score is not None:
-        left_out |= pc.fill_null(pc.less(matched["score"], min_score), False).to_numpy()
-    temporary = kept.with_suffix(".tmp")
-    whole = pa.table({**columns, "left_out": pa.array(left_out)}).combine_chunks()
+        left_out |= pc.fill_null(pc.less(table["score"].cast(pa.float64()), min_score), False).to_numpy()
+    return pa.table({**columns, "left_out": pa.array(left_out)})
+
+
+def strings(column: pa.Array, *, split: bool) -> pa.Array:
+    """What `labels.as_strings` makes of every value, all at once: STRINGS, null where the value is.
+
+    Args:
+        column: strings or lists of strings.
+        split: whether a string is a list of tags.
+
+    Raises:
+        ArrowException: it holds something else.
+    """
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_string())
+        column = _split(column) if split else _single(column)
+    lists = column.cast(STRINGS)
+    values = pc.utf8_trim_whitespace(lists.values)
+    full = pc.fill_null(pc.not_equal(values, ""), False)
+    before = np.concatenate([[0], np.cumsum(full.to_numpy(zero_copy_only=False))])
+    offsets = pa.array(before[lists.offsets.to_numpy()])
+    return pa.LargeListArray.from_arrays(offsets, values.filter(full), mask=lists.is_null())
+
+
+def _split(texts: pa.Array) -> pa.Array:
+    """`labels.split_tags`, but that tags may be empty or have white space around them: STRINGS."""
+    texts = pc.replace_substring(pc.utf8_trim_whitespace(texts), "\n", ",")
+    spaced = pc.and_(pc.invert(pc.match_substring(texts, ",")), pc.match_substring(texts, "_"))
+    by_comma = pc.split_pattern(texts, ",")
+    return pc.if_else(spaced, pc.utf8_split_whitespace(texts), by_comma) if pc.any(spaced).as_py() else by_comma
+
+
+def _single(texts: pa.Array) -> pa.Array:
+    """Every string as a list of its own: STRINGS."""
+    return pa.LargeListArray.from_arrays(pa.array(np.arange(len(texts) + 1)), texts, mask=texts.is_null())
+
+
+def _keep(table: pa.Table, kept: Path) -> None:
+    temporary, whole = kept.with_suffix(".tmp"), table.combine_chunks()
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
         writer.write_table(whole)
     temporary.replace(kept)

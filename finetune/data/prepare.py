@@ -107,12 +107,28 @@ class DataSet:
         layouts = [self._layout(edition) for edition in journal.editions]
         return Plan(layouts, sizes, **asdict(self.settings))
 
+    def bucketed(self, edition: Edition) -> list[SourceSamples]:
+        """The samples of every source in the buckets that an edition trains them in. Raises UserError where there are
+        fewer than a micro-batch."""
+        sizes = bucket_sizes(self.data.buckets)
+        sources = [
+            self._samples(number, config, edition.sources[name])
+            for number, (name, config) in enumerate(self.data.all_sources.items())
+        ]
+        counts = sum(weighted_counts(source, len(sizes)) for source in sources)
+        target = merge_rare(
+            np.asarray(counts), sizes, self.settings.micro_batch, no_upscale=self.data.buckets.no_upscale
+        )
+        for source in sources:
+            move(source.buckets, target)
+        return sources
+
     def _states(self) -> dict[str, SourceState]:
         states = {}
-        for name, config in self.data.all_sources.items():
+        for number, (name, config) in enumerate(self.data.all_sources.items()):
             index, overlay, kept = self.indexes[name], None, None
             if config.overlay.path:
-                overlay, kept = overlay_digest(config.overlay), take_in(config.overlay, index, self.kept)
+                overlay, kept = overlay_digest(config.overlay), take_in(config.overlay, index, number, self.kept)
             states[name] = SourceState(index.fingerprint, len(index.shards), overlay, kept)
         return states
 
@@ -125,20 +141,9 @@ class DataSet:
         return Overlay(path, config.overlay.mode)
 
     def _layout(self, edition: Edition) -> Layout:
-        sizes = bucket_sizes(self.data.buckets)
-        sources = [
-            self._samples(number, config, edition.sources[name])
-            for number, (name, config) in enumerate(self.data.all_sources.items())
-        ]
-        counts = sum(weighted_counts(source, len(sizes)) for source in sources)
-        target = merge_rare(
-            np.asarray(counts), sizes, self.settings.micro_batch, no_upscale=self.data.buckets.no_upscale
-        )
-        for source in sources:
-            move(source.buckets, target)
         return Layout(
-            sources,
-            sizes,
+            self.bucketed(edition),
+            bucket_sizes(self.data.buckets),
             window_shards=self.data.window_shards,
             seed=self.settings.seed,
             first_epoch=edition.epoch,

@@ -39,6 +39,7 @@ class BadSample(NamedTuple):
     """A draw whose sample could not be used, and the one that took its place."""
 
     step: int
+    """Counted from 1, as in metrics and ledger."""
     slot: int
     sample: int
     key: str
@@ -71,6 +72,7 @@ class Preparer:
         """All samples of a micro-batch; what had to be replaced is added to `bad`.
 
         Args:
+            step: counted from 0, as in the plan.
             excluded: samples that must not be used.
 
         Raises:
@@ -84,7 +86,7 @@ class Preparer:
             except DataFault as fault:
                 other, sample = self._substitute(micro_batch, draw, at_hand, excluded)
                 key, shard = self._sources.key(draw.sample), self._sources.shard_name(draw.sample)
-                bad.append(BadSample(step, slot, draw.sample, key, shard, str(fault), other))
+                bad.append(BadSample(step + 1, slot, draw.sample, key, shard, str(fault), other))
                 samples.append(sample)
         return samples
 

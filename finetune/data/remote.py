@@ -2,23 +2,34 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 import botocore.exceptions
+import botocore.parsers
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.implementations.http import HTTPFileSystem
 
+from finetune.errors import UserError
+
+HTTP = {"http", "https"}
 S3 = {"s3", "s3a"}
-# Of a server or of the way to it; they may pass, and are made OSErrors of their own kind.
+# Of a server or of the way to it; they may pass, and are made OSErrors.
 NETWORK_FAULTS = (
     aiohttp.ClientError,
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.ClientError,
-    fsspec.exceptions.FSTimeoutError,
+    botocore.parsers.ResponseParserError,
 )
+DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+
+
+class Mismatch(Exception):
+    """A remote file is not the one that was indexed; the message is its URL."""
 
 
 def is_remote(location: str) -> bool:
@@ -53,6 +64,20 @@ class Remote:
             raise OSError(f"{url}: {len(data):,} bytes came where {size:,} at {offset:,} were asked for")
         return data
 
+    def read_indexed(self, url: str, offset: int, size: int, file_size: int) -> bytes:
+        """Some bytes of a file that had `file_size` when it was indexed.
+
+        Raises:
+            Mismatch: they cannot be read, as the file has another size now; that never passes.
+            OSError: they cannot be read for another reason.
+        """
+        try:
+            return self.read(url, offset, size)
+        except OSError:
+            if self.size(url) != file_size:
+                raise Mismatch(url) from None
+            raise
+
     def find(self, pattern: str) -> list[str]:
         """The URLs that a glob matches, sorted. Raises OSError."""
         with _network_faults(pattern):
@@ -72,12 +97,35 @@ class Remote:
         protocol = url.partition("://")[0]
         key = os.getpid(), protocol
         if key not in self._opened:
-            options = _options(protocol, self._timeout_s)
-            filesystem = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
-            if protocol in S3:
-                filesystem.retries = 1
-            self._opened[key] = filesystem
+            self._opened[key] = _open_filesystem(protocol, self._timeout_s)
         return self._opened[key]
+
+
+class _Http(HTTPFileSystem):  # type: ignore[misc]
+    """Takes nothing but the range that was asked for: fsspec's own reads the whole file, however large, from a server
+    that does not know ranges, and tells any fault as a missing file."""
+
+    async def _cat_file(self, url: str, start: int, end: int) -> bytes:
+        async with self._ranged(url, start, end) as answer:
+            return await answer.read()
+
+    async def _info(self, url: str) -> dict[str, Any]:
+        async with self._ranged(url, 0, 1) as answer:
+            size = answer.headers["Content-Range"].rpartition("/")[2]
+            named = {"ETag": answer.headers.get("ETag"), "LastModified": answer.headers.get("Last-Modified")}
+            known = {key: value for key, value in named.items() if value is not None}
+            return {"name": url, "type": "file", "size": int(size) if size.isdigit() else None, **known}
+
+    @asynccontextmanager
+    async def _ranged(self, url: str, start: int, end: int) -> AsyncIterator[aiohttp.ClientResponse]:
+        session = await self.set_session()
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        async with session.get(self.encode_url(url), headers=headers) as answer:
+            self._raise_not_found_for_status(answer, url)
+            came = answer.headers.get("Content-Range", "the whole file")
+            if not came.startswith(f"bytes {start}-{end - 1}/"):
+                raise OSError(f"{url}: bytes {start}-{end - 1} were asked for, and the server answers with {came}")
+            yield answer
 
 
 @contextmanager
@@ -85,16 +133,29 @@ def _network_faults(url: str) -> Iterator[None]:
     try:
         yield
     except NETWORK_FAULTS as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+        denied = isinstance(error, aiohttp.ClientResponseError) and error.status in DENIED
+        kind = PermissionError if denied else OSError
+        raise kind(f"{url}: {type(error).__name__}: {error}") from error
 
 
-def _options(protocol: str, timeout_s: float) -> dict[str, Any]:
-    """How fsspec is told the timeout; retries are left to `Patience`."""
-    if protocol in {"http", "https"}:
+def _open_filesystem(protocol: str, timeout_s: float) -> AbstractFileSystem:
+    """A file system of its own for a protocol; retries are left to `Patience`.
+
+    Raises:
+        UserError: the protocol is not known, or a package is missing for it.
+    """
+    if protocol in HTTP:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-        return {"client_kwargs": {"timeout": timeout}}
+        return _Http(skip_instance_cache=True, client_kwargs={"timeout": timeout})
     if protocol in S3:
         retries = {"total_max_attempts": 1, "mode": "standard"}
         client = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": retries}
-        return {"config_kwargs": client, "use_listings_cache": False}
-    return {}
+        s3 = fsspec.filesystem(protocol, skip_instance_cache=True, config_kwargs=client, use_listings_cache=False)
+        s3.retries = 1
+        return s3
+    try:
+        return fsspec.filesystem(protocol, skip_instance_cache=True)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{protocol}:// cannot be read ({error}): check the address, or install what it needs"
+        ) from error

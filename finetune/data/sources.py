@@ -4,17 +4,20 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.data.cache import Cache, Mismatch
-from finetune.data.index import FILES, IMAGE, TAR_BLOCK, TARS, Index, Span
+import numpy as np
+
+from finetune.data.cache import Cache
+from finetune.data.index import IMAGE, TAR_BLOCK, TARS, Index, Span
 from finetune.data.labels import Labels, parse_labels
 from finetune.data.outage import Patience
 from finetune.data.overlay import Overlay
-from finetune.data.remote import Remote, is_remote
+from finetune.data.remote import Mismatch, Remote, is_remote
 from finetune.data.samples import Place, place_of, sample_id
-from finetune.data.spans import Reading, coalesced, header_size, verify_local
+from finetune.data.spans import coalesced, header_size, verify_local
 from finetune.errors import UserError
 
 OPEN_FILES = 64
@@ -73,14 +76,20 @@ class Sources:
             UserError: the shard is not the one that was indexed.
         """
         place = place_of(sample)
-        spans = self.all[place.source].index.spans(self.all[place.source].row(place))
-        if not is_remote(spans[IMAGE].location):
-            members = self._patience.until_done(spans[IMAGE].location, lambda: self._read_local(place, spans))
-        elif self.is_remote(place.source, place.shard):
+        source = self.all[place.source]
+        index, row = source.index, source.row(place)
+        spans = index.spans(row)
+        location = spans[IMAGE].location
+        if not is_remote(location):
+            read = self._read_tar if index.kind == TARS else _read_files
+            members = self._patience.until_done(location, lambda: read(spans))
+        elif index.kind == TARS:
             members = self._read_shard(place, spans, whole_shard)
         else:
-            members = {name: self._read_file(span) for name, span in spans.items()}
-        return Record(members.pop(IMAGE), self._labels(place, members, epoch))
+            members = {name: self._read_range(index, span, span.size) for name, span in spans.items()}
+        image = members.pop(IMAGE)
+        labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
+        return Record(image, overlay.over(row, labels) if overlay else labels)
 
     def key(self, sample: int) -> str:
         """The sample's key in its source."""
@@ -119,45 +128,40 @@ class Sources:
             raise index.mismatch(url) from error
 
     def give_up(self) -> None:
-        """Let the threads of this process that wait for data end with the fault that they wait for."""
+        """Let the threads of this process that wait for data by now end with the fault that they wait for."""
         self._patience.give_up()
 
     def verify(self) -> None:
         """Check in little time that the shards are those that were indexed; of remote ones, the sizes of a few.
 
         Raises:
-            UserError: a shard is missing, cannot be reached or is not the one that was indexed.
+            UserError: a shard is missing, cannot be reached or is not the one that was indexed; or the cache's folder
+                cannot be written.
         """
         for source in self.all:
             index = source.index
-            step = -(-len(index.shards) // SHARDS_PROBED)
-            for number in range(0, len(index.shards), step if is_remote(index.root) else 1):
-                if self.is_remote(self.all.index(source), number):
+            far = [number for number in range(len(index.shards)) if is_remote(index.location(number))]
+            near = np.setdiff1d(np.arange(len(index.shards)), far)
+            for number in near.tolist():
+                verify_local(index, number)
+            if far and index.kind == TARS:
+                self._cache.check()
+                for number in far[:: -(-len(far) // SHARDS_PROBED)]:
                     self._verify_remote(index, number)
-                elif not is_remote(index.root):
-                    verify_local(index, number)
 
     def _verify_remote(self, index: Index, number: int) -> None:
         url = index.location(number)
         try:
-            size = self._remote.size(url)
+            size = self._patience.for_a_while(lambda: self._remote.size(url))
         except OSError as error:
             raise UserError(f"shard {url} cannot be read ({error}): check the address and your credentials") from error
         if size != index.shards[number].size:
             raise index.mismatch(url)
 
-    def _labels(self, place: Place, members: dict[str, bytes], epoch: int) -> Labels:
-        source = self.all[place.source]
-        labels = parse_labels(members, self._text_as)
-        overlay = source.overlay(epoch)
-        return overlay.over(source.row(place), labels) if overlay else labels
-
-    def _read_local(self, place: Place, spans: dict[str, Span]) -> dict[str, bytes]:
-        if self.all[place.source].index.kind == FILES:
-            return {name: Path(span.location).read_bytes() for name, span in spans.items()}
+    def _read_tar(self, spans: dict[str, Span]) -> dict[str, bytes]:
         location = spans[IMAGE].location
         try:
-            return _pread(self._descriptor(location), coalesced(spans))
+            return _pread(self._descriptor(location), spans)
         except OSError:
             # What was open may have been replaced; the next try opens it anew.
             if location in self._files:
@@ -166,32 +170,29 @@ class Sources:
 
     def _read_shard(self, place: Place, spans: dict[str, Span], whole_shard: bool) -> dict[str, bytes]:
         index = self.all[place.source].index
-        url = index.location(place.shard)
-        while True:
-            path = self._cache.holds(url, index.shards[place.shard])
-            if path is None and not whole_shard:
-                return self._read_ranges(index, spans)
-            try:
-                with (path or self.fetch(place.source, place.shard)).open("rb") as file:
-                    return _pread(file.fileno(), coalesced(spans))
-            except FileNotFoundError:  # dropped from the cache since
-                continue
+        url, shard = index.location(place.shard), index.shards[place.shard]
+        while path := self.fetch(place.source, place.shard) if whole_shard else self._cache.holds(url, shard):
+            found = self._patience.until_done(str(path), partial(_read_cached, path, spans))
+            if found is not None:
+                return found
+        return self._read_ranges(index, spans, shard.size)
 
-    def _read_ranges(self, index: Index, spans: dict[str, Span]) -> dict[str, bytes]:
+    def _read_ranges(self, index: Index, spans: dict[str, Span], shard_size: int) -> dict[str, bytes]:
         """Members by range requests; the tar header in front of each range tells whether it is the indexed shard."""
         found: dict[str, bytes] = {}
         for reading in coalesced(spans):
-            location, offset, size = reading.span.location, reading.span.offset, reading.span.size
-            data = self._read_file(Span(location, offset - TAR_BLOCK, size + TAR_BLOCK))
+            location, offset, size = reading.span
+            data = self._read_range(index, Span(location, offset - TAR_BLOCK, size + TAR_BLOCK), shard_size)
             if header_size(data[:TAR_BLOCK]) != min(reading.members.values(), key=lambda m: m.offset).size:
                 raise index.mismatch(location)
             found |= reading.cut(data[TAR_BLOCK:])
         return found
 
-    def _read_file(self, span: Span) -> bytes:
-        return self._patience.until_done(
-            span.location, lambda: self._remote.read(span.location, span.offset, span.size)
-        )
+    def _read_range(self, index: Index, span: Span, file_size: int) -> bytes:
+        try:
+            return self._patience.until_done(span.location, lambda: self._remote.read_indexed(*span, file_size))
+        except Mismatch as error:
+            raise index.mismatch(span.location) from error
 
     def _descriptor(self, location: str) -> int:
         """An open file of a shard; the least recently used ones are closed. `pread` has no seek position to share."""
@@ -203,8 +204,24 @@ class Sources:
         return self._files[location]
 
 
-def _pread(descriptor: int, readings: list[Reading]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for reading in readings:
-        found |= reading.cut(os.pread(descriptor, reading.span.size, reading.span.offset))
+def _read_files(spans: dict[str, Span]) -> dict[str, bytes]:
+    return {name: Path(span.location).read_bytes() for name, span in spans.items()}
+
+
+def _read_cached(path: Path, spans: dict[str, Span]) -> dict[str, bytes] | None:
+    """Members of a file in the cache; None where it has been dropped from there since."""
+    try:
+        with path.open("rb") as file:
+            return _pread(file.fileno(), spans)
+    except FileNotFoundError:
+        return None
+
+
+def _pread(descriptor: int, spans: dict[str, Span]) -> dict[str, bytes]:
+    """Members, each by a read of its own: cutting a larger one up would copy the picture once more."""
+    found = {}
+    for name, (location, offset, size) in spans.items():
+        found[name] = data = os.pread(descriptor, size, offset)
+        if len(data) != size:
+            raise OSError(f"{location}: {len(data)} of {size} bytes at {offset}: the file is cut short")
     return found

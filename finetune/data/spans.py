@@ -19,10 +19,7 @@ class Reading(NamedTuple):
     members: dict[str, Span]
 
     def cut(self, data: bytes) -> dict[str, bytes]:
-        """The members' bytes, given those of the span. Raises OSError where there are fewer."""
-        if len(data) < self.span.size:
-            where = f"{len(data)} of {self.span.size} bytes at {self.span.offset}"
-            raise OSError(f"{self.span.location}: {where}: the file is cut short")
+        """The members' bytes, given those of the span."""
         starts = {name: member.offset - self.span.offset for name, member in self.members.items()}
         return {name: data[starts[name] : starts[name] + member.size] for name, member in self.members.items()}
 
@@ -42,17 +39,22 @@ def coalesced(spans: dict[str, Span]) -> list[Reading]:
 
 
 def header_size(header: bytes) -> int | None:
-    """The member's size in a tar header of 512 bytes; None where that is no header.
+    """The member's size in a tar header of 512 bytes; None where that is no header, as its checksum tells.
 
-    ustar, POSIX.1-1988: the size in octal at byte 124, the magic at 257; GNU writes large sizes in base 256.
+    Every kind of tar has the size in octal at byte 124 and, at 148, the sum of the header's bytes in which these 8
+    count as spaces; GNU writes large sizes in base 256.
     """
-    field = header[124:136]
-    if header[257:262] != b"ustar":
+    size, checksum = header[124:136], header[148:156]
+    if len(header) != TAR_BLOCK or _octal(checksum) != sum(header) - sum(checksum) + 8 * ord(" "):
         return None
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    return int(digits, 8) if digits.isdigit() else None
+    return int.from_bytes(size[1:], "big") if size[0] & 0x80 else _octal(size)
+
+
+def _octal(field: bytes) -> int | None:
+    try:
+        return int(field.strip(b"\0 ") or b"0", 8)
+    except ValueError:
+        return None
 
 
 def verify_local(index: Index, number: int) -> None:

@@ -10,3 +10,7 @@ class Figure(NamedTuple):
     value: float
     unit: str
     detail: str
+
+
+class Skipped(Exception):
+    """What a figure needs is missing here; the message says what."""

@@ -192,7 +192,7 @@ def test_a_bad_sample_is_replaced_and_named(make_shards: Callable[..., Path]) ->
     batches, _ = dataset(folder)
     batch = batches[0]
     (bad,) = batch.bad
-    assert (bad.step, bad.slot, bad.key) == (0, 1, index.key(row))
+    assert (bad.step, bad.slot, bad.key) == (1, 1, index.key(row))
     assert bad.sample == draw.sample
     assert bad.shard == index.shards[place.shard].name
     assert bad.reason == "not a picture of any known format"
@@ -215,7 +215,7 @@ def test_an_exclusion_replaces_from_its_step_on(shards: Path) -> None:
     batches, _ = dataset(shards, exclusion=Exclusion(1, (first, later)))
     assert same(batches[0], whole[0])
     (bad,) = batches[8].bad
-    assert (bad.step, bad.slot, bad.sample, bad.reason) == (2, 1, later, EXCLUDED)
+    assert (bad.step, bad.slot, bad.sample, bad.reason) == (3, 1, later, EXCLUDED)
     check_replaced(batches[8], whole[8], later, bad.substitute)
     assert all(b.substitute not in (first, later) for i in range(len(batches)) for b in batches[i].bad)
 

@@ -124,12 +124,12 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
         + "\n"
         + json.dumps({"key": index.key(5), "exclude": True})
     )
-    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 24, *overrides)]
+    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)]
     refused = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert refused.returncode == 2
     assert "has grown by 1 shards since the run began: set data.on_change=next_epoch" in refused.stderr
 
-    train(tmp_path / "runs", tiny_model, 24, *overrides, "data.on_change=next_epoch")
+    train(tmp_path / "runs", tiny_model, 40, *overrides, "data.on_change=next_epoch")
     counts = draws(read_ledger(run / "ledger"))
     before = set(sample_ids(index))
     grown = set(sample_ids(Index.load(shards)))
@@ -193,6 +193,7 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
         given = arguments(tmp_path / "runs", tiny_model, 12, f"data.shards={tmp_path / 'index'}", *cache)
         command = [sys.executable, "-m", "finetune", *given]
         run = tmp_path / "runs" / "demo"
+        server.requests.clear()
 
         def start() -> subprocess.Popen[bytes]:
             with (tmp_path / "log").open("ab") as log:
@@ -200,7 +201,7 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
 
         # The sizes of the shards are asked for first; after that nothing comes for a while.
         process = start()
-        wait_for(lambda: any(request.method == "HEAD" for request in server.requests) or bool(server.requests), process)
+        wait_for(lambda: len(server.requests) >= len(names), process)
         server.cut_next(1)
         server.fail(status=500)
         wait_for(lambda: (run / "status.json").exists() and read_status(run)["state"] == "paused", process)

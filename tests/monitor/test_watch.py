@@ -1,5 +1,8 @@
 """The run's folder as a whole."""
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +10,12 @@ import pytest
 import torch
 
 from finetune.data.journal import Edition, Journal, SourceState
-from finetune.data.loader import BadSample
+from finetune.data.preparer import EXCLUDED, BadSample
 from finetune.errors import UserError
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
-from finetune.monitor.status import read_status
+from finetune.monitor.status import health, read_status
 from finetune.monitor.watch import Watch
 from tests.helpers import draws_of
 
@@ -21,7 +24,7 @@ JOURNAL = Journal((Edition(0, {"shards": SourceState("abc", 2, None, None)}),))
 
 
 def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0) -> Watch:
-    config = MonitorConfig(tensorboard=False, wandb=WandbConfig(mode="disabled"))
+    config = MonitorConfig(heartbeat_s=0.1, tensorboard=False, wandb=WandbConfig(mode="disabled"))
     recipe = {"optim": {"lr": lr, "betas": [0.9]}}
     return Watch(
         folder,
@@ -140,3 +143,40 @@ def test_curves_are_drawn_of_all_steps(tmp_path: Path) -> None:
         watch._metrics.flush()
         path = watch.curves()
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_that_wait_for_data_pause_the_run(tmp_path: Path) -> None:
+    notes = tmp_path / "waiting"
+    notes.mkdir()
+    (notes / "dead.json").write_text(json.dumps({"what": "old", "reason": "left by a kill", "since": 0.0}))
+    with open_watch(tmp_path) as watch:
+        record(watch, 1)
+        assert not list(notes.iterdir())
+        (notes / "host-1-2.json").write_text(
+            json.dumps({"what": "s3://b/1.tar", "reason": "OSError: no", "since": 5.0})
+        )
+        wait_until(lambda: read_status(tmp_path)["state"] == "paused")
+        assert read_status(tmp_path)["outage"]["what"] == "s3://b/1.tar"
+        assert health(read_status(tmp_path), time.time()) == "paused"
+        (notes / "host-1-2.json").unlink()
+        wait_until(lambda: read_status(tmp_path)["state"] == "running")
+        assert "outage" not in read_status(tmp_path)
+    kinds = [event["kind"] for event in read_lines(tmp_path / "events.jsonl")]
+    assert kinds == ["started", "data outage", "data is back", "finished"]
+
+
+def test_exclusions_are_counted_apart_from_bad_samples(tmp_path: Path) -> None:
+    with open_watch(tmp_path, max_bad_share=0.0) as watch:
+        for step in range(1, 4):
+            record(watch, step)
+        watch.flush([BadSample(step, 0, step * BATCH, "key", "shard", EXCLUDED, 999) for step in (1, 2, 3)])
+    status = read_status(tmp_path)
+    assert (status["bad_samples"], status["excluded_draws"]) == (0, 3)
+    assert read_ledger(tmp_path / "ledger")["sample"].to_pylist().count(999) == 3
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,54 @@
+"""What a recipe will do with its data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune.data.index import Index
+from finetune.errors import UserError
+from finetune.runs.__main__ import app
+
+SMALL = ["data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=16"]
+BATCH = ["train.micro_batch=4", "train.global_batch=8", "phases=[{epochs: 2.5}]", "data.window_shards=1"]
+
+
+def told(shards: Path, *more: str) -> dict[str, Any]:
+    arguments = ["plan", "conf=demo", f"data.shards={shards}", *SMALL, *BATCH, *more]
+    done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    facts: dict[str, Any] = json.loads(done.output)
+    return facts
+
+
+def test_counts_follow_from_the_index(shards: Path) -> None:
+    index, facts = Index.load(shards), told(shards)
+    assert facts["samples"] == facts["draws_per_epoch"] == len(index) == 60
+    assert facts["steps_per_epoch"] == 7.5
+    assert facts["steps"] == 19
+    assert [epoch["windows"] for epoch in facts["epochs"]] == [2] * len(facts["epochs"])
+    assert sum(bucket["draws"] for bucket in facts["buckets"]) == 60
+    assert all(b["draws"] == 4 * b["micro_batches"] + b["draws_left_over"] for b in facts["buckets"])
+    assert sum(e["micro_batches"] for e in facts["epochs"][:1]) == sum(b["micro_batches"] for b in facts["buckets"])
+    assert facts["cache_needed_bytes"] == 0
+    assert facts["bytes_per_epoch"] == index.sizes().sum()
+
+
+def test_volume_and_time_follow_from_the_speed(shards: Path) -> None:
+    slow, fast = told(shards, "--images-per-s", "2"), told(shards, "--images-per-s", "8")
+    assert fast["bytes_per_hour"] == pytest.approx(4 * slow["bytes_per_hour"])
+    assert slow["hours"] == pytest.approx(19 * 8 / 2 / 3600)
+    assert slow["bytes_per_hour"] == pytest.approx(slow["bytes_per_epoch"] / 60 * 2 * 3600)
+
+
+def test_it_shows_tables(shards: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", "conf=demo", f"data.shards={shards}", *SMALL, *BATCH])
+    assert done.exit_code == 0
+    for words in ("19 of 8 samples", "60, drawn 60 times an epoch", "64×64", "cache needed"):
+        assert words in done.output
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no index"):
+        CliRunner().invoke(app, ["plan", "conf=demo", f"data.shards={tmp_path}"], catch_exceptions=False)

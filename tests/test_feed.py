@@ -1,0 +1,113 @@
+"""What a run is fed with, at its start and at the borders of epochs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import BatchConfig, Config, RunConfig, policies
+from finetune.data.config import CaptionsConfig, DataConfig, OverlayConfig, SourceConfig
+from finetune.data.index import Index
+from finetune.data.loader import LatentShape
+from finetune.data.prepare import PlanSettings
+from finetune.errors import UserError
+from finetune.feed import Feed
+from finetune.phases import PhaseConfig
+from tests.data.test_loader import length, same
+from tests.helpers import SMALL, data_config
+
+SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
+
+
+class Alone:
+    """One process."""
+
+    rank, world, is_main = 0, 1, True
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def recipe(data: DataConfig) -> Config:
+    return Config(run=RunConfig("test"), train=BatchConfig(4, 16), phases=[PhaseConfig(steps=1)], data=data)
+
+
+def open_feed(data: DataConfig, folder: Path) -> Feed:
+    return Feed(data, policies(recipe(data)), SETTINGS, folder, Alone())
+
+
+def batches(feed: Feed, steps: range) -> list[Any]:
+    with feed.batches(steps, length, LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+        return [next(opened) for _ in range(4 * len(steps))]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+def test_stopping_anywhere_changes_nothing(shards: Path, tmp_path: Path, workers: int) -> None:
+    """Twice in one epoch, with batches prefetched, by any number of workers."""
+    feed = open_feed(data_config(shards, workers=workers, flip=0.5, random_crop=True), tmp_path / "run")
+    feed.begin(None, 0)
+    whole = open_feed(data_config(shards, workers=0, flip=0.5, random_crop=True), tmp_path / "whole")
+    whole.begin(None, 0)
+    expected = batches(whole, range(6))
+    found = batches(feed, range(1))
+    with feed.batches(range(1, 6), length, LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+        found += [next(opened) for _ in range(4)]  # and four more are under way
+    again = open_feed(data_config(shards, workers=workers, flip=0.5, random_crop=True), tmp_path / "run")
+    again.begin(feed.journal.to_plain(), 2)
+    found += batches(again, range(2, 6))
+    assert len(found) == len(expected)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_data_that_cannot_change_has_no_borders(shards: Path, tmp_path: Path) -> None:
+    feed = open_feed(data_config(shards), tmp_path / "run")
+    feed.begin(None, 0)
+    assert feed.border(0) is None
+
+
+def test_borders_are_the_steps_in_which_epochs_begin(shards: Path, tmp_path: Path) -> None:
+    feed = open_feed(data_config(shards, on_change="next_epoch"), tmp_path / "run")
+    feed.begin(None, 0)
+    borders, step = [], 0
+    for _ in range(3):
+        step = feed.border(step) or 0
+        borders.append(step)
+    assert borders == [feed.plan.first_step(epoch) for epoch in (1, 2, 3)]
+
+
+def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_path: Path) -> None:
+    overlay, key = tmp_path / "overlay.jsonl", Index.load(shards).key(0)
+    overlay.write_text(json.dumps({"key": key, "tags": ["one"]}))
+    source = SourceConfig(str(shards), overlay=OverlayConfig(str(overlay)))
+    feed = open_feed(DataConfig(sources={"main": source}, buckets=SMALL, window_shards=1), tmp_path / "run")
+    feed.begin(None, 0)
+    before = feed.journal
+    border = feed.border(0)
+    assert border is not None
+    assert not feed.renew(border)
+    overlay.write_text("{half a li")
+    with pytest.raises(UserError, match="cannot be read"):
+        feed.renew(border)
+    assert feed.journal == before
+    overlay.write_text(json.dumps({"key": key, "tags": ["two"]}))
+    assert feed.renew(border)
+    assert feed.journal.editions[-1].epoch == 1
+
+
+def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
+    data = DataConfig(sources={"a": SourceConfig("a"), "b": SourceConfig("b", captions={"drop": 0.5}, loss_weight=0.3)})
+    config = recipe(data)
+    config.captions = CaptionsConfig(tag_drop=0.2)
+    a, b = policies(config)
+    assert a == (CaptionsConfig(tag_drop=0.2), 1.0)
+    assert b == (CaptionsConfig(tag_drop=0.2, drop=0.5), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [({"drp": 1}, r"data\.sources\.a\.captions: Key 'drp'"), ({"drop": 7}, r"captions\.drop is 7")],
+)
+def test_a_source_s_mistaken_captions_are_named(captions: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        policies(recipe(DataConfig(sources={"a": SourceConfig("a", captions=captions)})))
