@@ -7,6 +7,8 @@ whose finaliser mixes a 64-bit counter into a 64-bit hash. Normal deviates use t
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
+from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
@@ -61,7 +63,10 @@ class CounterRng:
     """
 
     def __init__(self, key: int, *counters: int) -> None:
-        self._state = int(hash_counters(key, *counters))
+        # As `hash_counters`, in Python's integers, which are faster one at a time.
+        self._state = key
+        for counter in counters:
+            self._state = _mixed(self._state ^ _mixed(counter))
 
     def bits(self, n: int) -> U64:
         """`n` 64-bit integers."""
@@ -72,7 +77,9 @@ class CounterRng:
 
     def uniform(self) -> float:
         """A float in [0, 1)."""
-        return float(to_unit(self.bits(1))[0])
+        mixed = _mixed(self._state)
+        self._state = (self._state + int(_GAMMA)) % 2**64
+        return (mixed >> 11) * 2.0**-53
 
     def uniforms(self, n: int) -> npt.NDArray[np.float64]:
         """`n` floats in [0, 1)."""
@@ -87,12 +94,28 @@ class CounterRng:
         return [items[i] for i in shuffled_order(self.bits(len(items)))]
 
     def normal(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Standard normal deviates by the Box–Muller transform of a Philox stream keyed by the next two draws."""
+        """Standard normal deviates, from the raw stream of a Philox keyed by the next two draws: each is the sum of two
+        of the 65,536 quantiles of a normal of variance 1/2, so that no function of a processor's library is involved
+        but in the table, where it is rounded away. They reach 6.1 standard deviations."""
         count = int(np.prod(shape))
-        pairs = (count + 1) // 2
-        raw = np.random.Philox(key=self.bits(2)).random_raw(pairs)
-        # 32 bits each: the radius from (0, 1], the angle from [0, 1).
-        radius = np.sqrt(-2.0 * np.log(((raw >> np.uint64(32)).astype(np.float64) + 1.0) * 2.0**-32))
-        angle = (2.0 * np.pi * 2.0**-32) * (raw & np.uint64(0xFFFFFFFF)).astype(np.float64)
-        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-        return both[:count].astype(np.float32).reshape(shape)
+        raw = np.random.Philox(key=self.bits(2)).random_raw(-(-count // 2))
+        terms = np.take(_half_normal_quantiles(), raw.astype("<u8", copy=False).view("<u2"))
+        deviates: npt.NDArray[np.float32] = terms[: len(terms) // 2] + terms[len(terms) // 2 :]
+        return deviates[:count].reshape(shape)
+
+
+def _mixed(x: int) -> int:
+    """`splitmix64` of one integer."""
+    z = (x + int(_GAMMA)) % 2**64
+    z = (z ^ z >> 30) * int(_MIX_1) % 2**64
+    z = (z ^ z >> 27) * int(_MIX_2) % 2**64
+    return z ^ z >> 31
+
+
+@cache
+def _half_normal_quantiles() -> npt.NDArray[np.float32]:
+    """The quantiles (i + ½)/65,536 of a normal distribution, scaled to a variance of 1/2 exactly."""
+    normal = NormalDist()
+    quantiles = np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)])
+    scaled: npt.NDArray[np.float32] = (quantiles / np.sqrt(2.0 * np.square(quantiles).mean())).astype(np.float32)
+    return scaled

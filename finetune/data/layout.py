@@ -9,6 +9,7 @@ Counts of draws per (window, bucket) follow without looking at single samples, b
 cuts, which is why any window of any epoch is found at once.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -95,7 +96,8 @@ class Layout:
         self._place[self.used] = np.arange(len(self.used))
         self._window_shards = window_shards
         self._keys = {name: purpose_key(seed, name) for name in ("shard order", "sample order", "cut order", "repeats")}
-        self._constant = [self._passes(source, 0) if source.repeats.denominator == 1 else None for source in sources]
+        self._drawn_in = lru_cache(maxsize=64)(self._count_draws)
+        self._passes = lru_cache(maxsize=8)(self._count_passes)
         self.through = lru_cache(maxsize=64)(self._drawn_through)
         self.epoch = lru_cache(maxsize=4)(self._lay_out)
         self.window = lru_cache(maxsize=WINDOWS_KEPT)(self._draws_in)
@@ -110,18 +112,31 @@ class Layout:
         return found
 
     def _drawn_through(self, epoch: int) -> I64:
-        """Draws of every bucket from the first epoch of the edition up to the start of `epoch`: int64 [buckets]."""
+        """Draws of every bucket from the first epoch of the edition up to the start of `epoch`: int64 [buckets].
+
+        After as many epochs as the repeats' denominator the draws come again, so that only a rest has to be counted.
+        """
         total = np.zeros(len(self.used), dtype=np.int64)
-        for source, constant in zip(self._sources, self._constant, strict=True):
-            if constant is not None:
-                total += constant.sum(axis=(0, 1)) * (epoch - self.first_epoch)
-                continue
-            for start in range(0, len(source.buckets), PIECE):
-                rows = np.arange(start, min(start + PIECE, len(source.buckets)))
-                draws = self._draws(source, rows, self.first_epoch, epoch)
-                counts = np.bincount(self._place[source.buckets[rows]], draws, minlength=len(self.used) + 1)
-                total += np.rint(counts[:-1]).astype(np.int64)
+        for i, source in enumerate(self._sources):
+            cycle = source.repeats.denominator
+            cycles, rest = divmod(epoch - self.first_epoch, cycle)
+            total += cycles * self._drawn_in(i, cycle) + self._drawn_in(i, rest)
         return total
+
+    def _count_draws(self, i: int, epochs: int) -> I64:
+        """Draws of every bucket by a source in the first so many epochs of the edition: int64 [buckets]."""
+        source = self._sources[i]
+        total = np.zeros(len(self.used), dtype=np.int64)
+        for rows in self._pieces(source) if epochs else ():
+            draws = self._draws(source, rows, self.first_epoch, self.first_epoch + epochs)
+            counts = np.bincount(self._place[source.buckets[rows]], draws, minlength=len(self.used) + 1)
+            total += np.rint(counts[:-1]).astype(np.int64)
+        return total
+
+    def _pieces(self, source: SourceSamples) -> Iterator[I64]:
+        """A source's rows, in pieces, so that memory stays flat for 100 million samples."""
+        for start in range(0, len(source.buckets), PIECE):
+            yield np.arange(start, min(start + PIECE, len(source.buckets)))
 
     def _draws(self, source: SourceSamples, rows: I64, first: int, end: int) -> I64:
         """How often the epochs [first, end) draw each of some rows together: int64 [rows].
@@ -138,14 +153,15 @@ class Layout:
         draws: I64 = (end * amounts + phase) // denominator - (first * amounts + phase) // denominator
         return draws
 
-    def _passes(self, source: SourceSamples, epoch: int) -> I64:
-        """Draws that each pass makes from every shard and bucket in an epoch: int64 [passes, shards, buckets]."""
+    def _count_passes(self, i: int, epoch: int) -> I64:
+        """Draws that each pass of a source makes from every shard and bucket in an epoch: int64 [passes, shards,
+        buckets]."""
+        source = self._sources[i]
         shards, buckets = len(source.first_rows) - 1, len(self.used) + 1
         most = int(source.times.max()) if source.times is not None else 1
         passes = -(-source.repeats.numerator * most // source.repeats.denominator)
         counts = np.zeros((passes, shards, buckets), dtype=np.int64)
-        for start in range(0, len(source.buckets), PIECE):
-            rows = np.arange(start, min(start + PIECE, len(source.buckets)))
+        for rows in self._pieces(source):
             draws = self._draws(source, rows, epoch, epoch + 1)
             row_shards = np.searchsorted(source.first_rows, rows, side="right") - 1
             first, last = int(row_shards[0]), int(row_shards[-1])
@@ -176,8 +192,8 @@ class Layout:
         return _Epoch(units, cuts, drawn)
 
     def _units(self, i: int, epoch: int) -> _Units:
-        source, constant = self._sources[i], self._constant[i]
-        counts = self._passes(source, epoch) if constant is None else constant
+        source = self._sources[i]
+        counts = self._passes(i, epoch % source.repeats.denominator)
         shards = np.arange(counts.shape[1])
         orders = [
             shuffled_order(hash_counters(self._keys["shard order"], epoch, source.number, number, shards))

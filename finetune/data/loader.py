@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor."""
 
     pixels: Tensor
-    """uint8 [m, 3, H, W]"""
+    """uint8 [m, 3, H, W], as a view of [m, H, W, 3]"""
     input_ids: Tensor
     """int64 [m, chunks, 77]"""
     size_and_crop: Tensor
@@ -115,10 +115,9 @@ class MicroBatches(Dataset[Batch | UserError]):
         bad: list[BadSample] = []
         samples = self._preparer.prepare(step, micro_batch, self._excluded(step), bad)
         slots = micro_batch.first_slot + np.arange(self._plan.micro_batch)
-        pixels = np.stack([s.pixels for s in samples]).transpose(0, 3, 1, 2)
         noise, perturbation, posterior_noise = self._draw_noise(micro_batch)
         return Batch(
-            pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
+            pixels=torch.from_numpy(np.stack([s.pixels for s in samples])).permute(0, 3, 1, 2),
             input_ids=torch.from_numpy(self._tokenize([s.prompt for s in samples])),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),

@@ -20,7 +20,7 @@ from tenacity import (
     retry_if_exception,
     retry_if_exception_type,
     sleep_using_event,
-    stop_after_delay,
+    stop_after_attempt,
     stop_any,
     stop_when_event_set,
 )
@@ -30,6 +30,8 @@ from tenacity.wait import wait_random_exponential
 
 T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+ATTEMPTS = 8
+"""Where somebody sits and waits for an answer."""
 STALE_S = 10 * LONGEST_WAIT_S
 """A note that has not been renewed for so long was left behind by a process that died."""
 
@@ -88,13 +90,13 @@ class Patience:
                     note.unlink()
 
     def for_a_while(self, function: Callable[[], T]) -> T:
-        """The result of `function`, called again after faults for as long as until a note would be left.
+        """The result of `function`, called again like that for at most a minute, half of one on average.
 
         Raises:
             OSError: the fault lasts, or waiting will not mend it: the file is missing or denied.
         """
         given_up = self._given_up
-        stop = stop_any(stop_after_delay(self._alert_after_s), stop_when_event_set(given_up))
+        stop = stop_any(stop_after_attempt(ATTEMPTS), stop_when_event_set(given_up))
         return _retrying(retry_if_exception(_may_pass), stop, given_up)(function)
 
     def _note_path(self) -> Path | None:

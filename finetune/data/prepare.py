@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from finetune.data.buckets import I64, NONE, PIECE, U16, assign_buckets, bucket_sizes, merge_rare
 from finetune.data.cache import Cache
-from finetune.data.config import CacheConfig, DataConfig, SourceConfig
+from finetune.data.config import DataConfig, SourceConfig
 from finetune.data.index import FILE_NAME, Index
 from finetune.data.journal import Edition, Exclusion, Journal, SourceState, check_growth
 from finetune.data.layout import Layout, SourceSamples
@@ -57,7 +57,8 @@ class DataSet:
         folder = Path(data.cache.folder)
         self.cache = Cache(folder, round(data.cache.size_gib * GIB), self.remote, self.patience)
         self.indexes = {
-            name: open_index(source.path, self.remote, data.cache) for name, source in data.all_sources.items()
+            name: open_index(source.path, self.remote, self.patience, folder)
+            for name, source in data.all_sources.items()
         }
 
     def began(self) -> Journal:
@@ -163,8 +164,8 @@ class DataSet:
         return SourceSamples(number, index.first_rows, buckets, repeats, times)
 
 
-def open_index(location: str, remote: Remote, cache: CacheConfig) -> Index:
-    """The index at a folder, or at the URL of a folder, of which a copy is kept in the cache.
+def open_index(location: str, remote: Remote, patience: Patience, cache: Path) -> Index:
+    """The index at a folder, or at the URL of a folder, of which a copy is kept in the cache's folder.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -177,15 +178,16 @@ def open_index(location: str, remote: Remote, cache: CacheConfig) -> Index:
     if not is_remote(location):
         return Index.load(location)
     url = f"{location.rstrip('/')}/{FILE_NAME}"
-    folder = Path(cache.folder).expanduser() / "indexes" / _hashed(location)
+    folder = cache.expanduser() / "indexes" / _hashed(location)
     folder.mkdir(parents=True, exist_ok=True)
     version, copy = folder / "version", folder / FILE_NAME
     with FileLock(folder / "lock"):
         try:
-            newest = remote.version(url)
+            newest = patience.for_a_while(lambda: remote.version(url))
             if not version.exists() or version.read_text(encoding="utf-8") != newest:
                 temporary = folder / f"{FILE_NAME}.part"
-                temporary.write_bytes(remote.read(url, 0, remote.size(url)))
+                size = remote.size(url)
+                temporary.write_bytes(patience.for_a_while(lambda: remote.read(url, 0, size)))
                 temporary.replace(copy)
                 version.write_text(newest, encoding="utf-8")
         except OSError as error:

@@ -24,6 +24,7 @@ NETWORK_FAULTS = (
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.ClientError,
     botocore.parsers.ResponseParserError,
+    fsspec.exceptions.FSTimeoutError,
 )
 DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 

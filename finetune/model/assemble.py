@@ -43,7 +43,7 @@ def encode_pixels(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
         pixels: uint8 [B, 3, H, W].
         noise: standard normal [B, C, H/f, W/f], f the VAE's factor.
     """
-    images = pixels.float() / 127.5 - 1.0
+    images = pixels.contiguous().float() / 127.5 - 1.0
     posterior = vae.encode(images).latent_dist
     latents: Tensor = (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
     return latents

@@ -128,7 +128,7 @@ def _bucket_facts(plan: Plan) -> list[dict[str, Any]]:
 
 def _summary(facts: dict[str, Any]) -> Table:
     table = Table(title=f"{facts['recipe']}", show_header=False, title_justify="left")
-    table.add_row("samples", f"{facts['samples']:,}, drawn {facts['draws_per_epoch']:,} times an epoch")
+    table.add_row("samples", f"{facts['samples']:,}; {facts['draws_per_epoch']:,} draws an epoch")
     table.add_row("excluded", f"{facts['excluded']:,}")
     table.add_row(
         "steps", f"{facts['steps']:,} of {facts['global_batch']} samples; {facts['steps_per_epoch']:,.1f} an epoch"

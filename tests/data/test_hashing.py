@@ -1,10 +1,12 @@
 """Counter-based randomness."""
 
+from statistics import NormalDist
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.hashing import CounterRng, hash_counters, purpose_key, shuffled_order, splitmix64
+from finetune.data.hashing import CounterRng, hash_counters, purpose_key, shuffled_order, splitmix64, to_unit
 
 
 def test_splitmix64_gives_the_published_sequence() -> None:
@@ -23,6 +25,9 @@ def test_streams_depend_on_key_and_counters_alone(key: int, counters: list[int])
     first, second = CounterRng(key, *counters), CounterRng(key, *counters)
     in_one_go = first.bits(5)
     assert in_one_go.tolist() == [int(second.bits(1)[0]) for _ in range(5)]
+    singly = CounterRng(key, *counters)
+    assert [singly.uniform() for _ in range(5)] == to_unit(in_one_go).tolist()
+    assert in_one_go[0] == splitmix64(hash_counters(key, *counters))
     other = CounterRng(key, *counters[:-1], counters[-1] + 1)
     assert other.bits(5).tolist() != in_one_go.tolist()
 
@@ -49,6 +54,9 @@ def test_normal_deviates_have_the_moments_and_tails_of_a_normal() -> None:
     assert abs(x.var() - 1) < 5 * (2 / n) ** 0.5
     assert abs((x**4).mean() - 3) < 5 * (96 / n) ** 0.5
     assert abs((np.abs(x) > 1.959964).mean() - 0.05) < 5 * (0.05 * 0.95 / n) ** 0.5
+    for deviations in (1.0, 3.0, 4.0):
+        share = 2 * NormalDist().cdf(-deviations)
+        assert abs((np.abs(x) > deviations).mean() - share) < 5 * (share / n) ** 0.5
     assert abs(np.corrcoef(x.ravel()[:-1], x.ravel()[1:])[0, 1]) < 5 / n**0.5
 
 

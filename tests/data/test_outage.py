@@ -119,8 +119,8 @@ def test_it_goes_to_other_processes() -> None:
 
 
 def test_for_a_while() -> None:
-    patience = Patience(alert_after_s=0.05)
-    assert patience.for_a_while(failing(2, OSError("down"))) == "data"
+    patience = Patience()
+    assert patience.for_a_while(failing(outage.ATTEMPTS - 1, OSError("down"))) == "data"
     with pytest.raises(OSError, match="down"):
         patience.for_a_while(failing(10**9, OSError("down")))
     for error in (FileNotFoundError("gone"), PermissionError("denied")):

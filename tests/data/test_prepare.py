@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.indexing import index_folder
-from finetune.data.config import BucketsConfig, CacheConfig, DataConfig, OverlayConfig, SourceConfig
+from finetune.data.config import BucketsConfig, DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
+from finetune.data.outage import Patience
 from finetune.data.plan import Plan
 from finetune.data.prepare import open_index
 from finetune.data.remote import Remote
@@ -116,24 +117,27 @@ def test_a_file_of_exclusions_that_is_not_there(shards: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("location", ["s3://bucket/{00..99}.tar", "/data/*.tar", "https://host/a.tar", "list.txt"])
 def test_shards_in_place_of_their_index(location: str) -> None:
     with pytest.raises(UserError, match="names shards, and a run needs their index: make it with"):
-        open_index(location, Remote(1.0), CacheConfig())
+        open_index(location, Remote(1.0), Patience(), Path("cache"))
 
 
 def test_an_index_beside_remote_shards(shards: Path, make_shards: Callable[..., Path], tmp_path: Path) -> None:
-    cache = CacheConfig(folder=str(tmp_path / "cache"), timeout_s=2.0)
+    given = (Remote(2.0), Patience(alert_after_s=3.0), tmp_path / "cache")
     with faulty_http(shards) as server:
-        index = open_index(server.url, Remote(2.0), cache)
+        index = open_index(server.url, *given)
         assert index.fingerprint == Index.load(shards).fingerprint
         assert index.location(1) == f"{server.url}/{index.shards[1].name}"
         asked = len(server.requests)
-        open_index(server.url, Remote(2.0), cache)
+        open_index(server.url, *given)
         ranges = {request.range for request in server.requests[asked:] if request.method == "GET"}
         assert ranges <= {"bytes=0-0"}
         shutil.copy(make_shards("other", count=13) / "index.arrow", shards / "index.arrow")
-        assert open_index(server.url, Remote(2.0), cache).fingerprint != index.fingerprint
+        assert open_index(server.url, *given).fingerprint != index.fingerprint
         (shards / "index.arrow").write_bytes(b"not an index")
         with pytest.raises(UserError, match="is damaged"):
-            open_index(server.url, Remote(2.0), cache)
+            open_index(server.url, *given)
+        server.fail(status=500, seconds=0.5)
+        with pytest.raises(UserError, match="is damaged"):
+            open_index(server.url, *given)
         server.vanish("index.arrow")
         with pytest.raises(UserError, match="cannot be read"):
-            open_index(server.url, Remote(2.0), cache)
+            open_index(server.url, *given)

@@ -78,7 +78,7 @@ def test_a_file_that_is_missing(server: FaultyServer, remote: Remote, url: str) 
 def test_a_server_that_hangs(server: FaultyServer, remote: Remote, url: str, headers: bool) -> None:
     server.hang_next(1, 1000.0, headers=headers)
     begun = time.monotonic()
-    with pytest.raises(OSError, match=r"[Tt]imeout|^$"):
+    with pytest.raises(OSError, match=r"a b\.tar: FSTimeoutError"):
         remote.read(url, 0, 10)
     assert time.monotonic() - begun < 10.0
     assert remote.read(url, 0, 10) == DATA[:10]

@@ -112,7 +112,7 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
 ) -> None:
     overlay = tmp_path / "overlay.jsonl"
     index = Index.load(shards)
-    overlay.write_text(json.dumps({"key": index.key(0), "tags": ["first edition"]}) + "\n")
+    overlay.write_text(json.dumps({"id": 0, "tags": ["first edition"]}) + "\n")
     source = f"data.sources={{main: {{path: {shards}, overlay: {{path: {overlay}}}}}}}"
     overrides = ("data.shards=null", source, "captions.drop=0", "captions.caption_weight=0", "captions.tags_weight=1")
     run = train(tmp_path / "runs", tiny_model, 4, *overrides)
@@ -120,9 +120,9 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
     shutil.copy(make_shards("more", count=20) / "shard-00000.tar", shards / "another.tar")
     index_folder(shards, "auto", workers=1)
     overlay.write_text(
-        json.dumps({"key": index.key(0), "tags": ["second edition"]})
+        json.dumps({"id": 0, "tags": ["second edition"]})
         + "\n"
-        + json.dumps({"key": index.key(5), "exclude": True})
+        + json.dumps({"id": sample_ids(index)[5], "exclude": True})
     )
     command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)]
     refused = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
@@ -137,7 +137,7 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
     assert {sample for epoch, sample in counts if epoch == 0} == before
     assert {sample for epoch, sample in counts if epoch == 1} == grown - {left_out}
     assert set(counts.values()) == {1}
-    prompts = {row["epoch"]: row["prompt"] for row in look("ledger", str(run), "--sample", index.key(0))}
+    prompts = {row["epoch"]: row["prompt"] for row in look("ledger", str(run), "--sample", "id:0")}
     assert prompts[0] == "first edition"
     assert prompts[1] == "second edition"
     journal = json.loads((run / "journal.json").read_text())

@@ -45,7 +45,7 @@ def test_volume_and_time_follow_from_the_speed(shards: Path) -> None:
 def test_it_shows_tables(shards: Path) -> None:
     done = CliRunner().invoke(app, ["plan", "conf=demo", f"data.shards={shards}", *SMALL, *BATCH])
     assert done.exit_code == 0
-    for words in ("19 of 8 samples", "60, drawn 60 times an epoch", "64×64", "cache needed"):
+    for words in ("19 of 8 samples", "60; 60 draws an epoch", "64×64", "cache needed"):
         assert words in done.output
 
 
