@@ -149,11 +149,14 @@ class Index:
 
     def spans(self, row: int) -> dict[str, Span]:
         """Where the members of a sample lie, by MEMBERS; those that it has."""
-        found = {}
-        for member, (offsets, sizes) in self._spans.items():
-            if size := int(sizes[row]):
-                found[member] = Span(self._file(row, member), int(offsets[row]), size)
-        return found
+        sizes = {member: int(sizes[row]) for member, (_, sizes) in self._spans.items()}
+        there = [(member, int(self._spans[member][0][row]), size) for member, size in sizes.items() if size]
+        if self.kind == TARS:
+            shard = self.location(int(self.shard[row]))
+            return {member: Span(shard, offset, size) for member, offset, size in there}
+        picture = joined(self.root, self.key(row))
+        files = {IMAGE: picture, **{member: beside(picture, suffix) for member, suffix in SIDE_FILES.items()}}
+        return {member: Span(files[member], offset, size) for member, offset, size in there}
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """Bytes of every sample's members together: int64 [samples]."""
@@ -175,12 +178,6 @@ class Index:
             f"the index {self.folder / FILE_NAME} does not match its shard {name}: put back the shard that was "
             f"indexed, or index the folder again with `python -m data_tools index {self.folder}`"
         )
-
-    def _file(self, row: int, member: str) -> str:
-        if self.kind == TARS:
-            return self.location(int(self.shard[row]))
-        picture = joined(self.root, self.key(row))
-        return picture if member == IMAGE else beside(picture, SIDE_FILES[member])
 
 
 def joined(root: str, name: str) -> str:

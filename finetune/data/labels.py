@@ -93,8 +93,8 @@ def as_strings(value: Any, name: str, *, split: bool) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         return split_tags(value) if split else tuple(filter(None, [value.strip()]))
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(stripped for item in value if (stripped := item.strip()))
+    if isinstance(value, list) and {type(item) for item in value} <= {str}:
+        return tuple([stripped for item in value if (stripped := item.strip())])
     raise DataFault(f"{name} is neither a string nor a list of strings")
 
 

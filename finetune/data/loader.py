@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
@@ -117,7 +117,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         slots = micro_batch.first_slot + np.arange(self._plan.micro_batch)
         noise, perturbation, posterior_noise = self._draw_noise(micro_batch)
         return Batch(
-            pixels=torch.from_numpy(np.stack([s.pixels for s in samples])).permute(0, 3, 1, 2),
+            pixels=shared([torch.from_numpy(s.pixels) for s in samples]).permute(0, 3, 1, 2),
             input_ids=torch.from_numpy(self._tokenize([s.prompt for s in samples])),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
@@ -135,10 +135,18 @@ class MicroBatches(Dataset[Batch | UserError]):
         width, height = self._plan.sizes[micro_batch.bucket]
         shape = (3, *self._latents.of(int(width), int(height)))
         draws = [
-            CounterRng(self._noise_key, draw.epoch, draw.sample, draw.repeat).normal(shape)
+            torch.from_numpy(CounterRng(self._noise_key, draw.epoch, draw.sample, draw.repeat).normal(shape))
             for draw in micro_batch.draws
         ]
-        return list(torch.from_numpy(np.stack(draws, axis=1)))  # [3, m, C, h, w]
+        return [shared([noises[kind] for noises in draws]) for kind in range(3)]
+
+
+def shared(parts: list[Tensor]) -> Tensor:
+    """The parts stacked; in a worker process in memory that the trainer shares, so that they are copied once."""
+    whole = torch.empty((len(parts), *parts[0].shape), dtype=parts[0].dtype)
+    if get_worker_info() is not None:
+        whole.share_memory_()  # type: ignore[no-untyped-call]
+    return torch.stack(parts, out=whole)
 
 
 def open_loader(dataset: MicroBatches, config: DataConfig, pin: bool) -> Iterator[Batch]:
