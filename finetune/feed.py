@@ -82,19 +82,26 @@ class Feed:
             return None
         return self.plan.first_step(self.plan.next_border(step + 1))
 
-    def renew(self, step: int) -> bool:
-        """Take in what has changed by a border. Returns whether anything has.
+    def changes(self, step: int) -> Journal | None:
+        """The journal with what has changed by a border, to be taken up by `renew`; None where nothing has.
 
         Raises:
-            UserError: what has changed cannot be used; everything stays as it was.
+            UserError: what has changed cannot be used; on all ranks.
         """
-        dataset = self._opened() if self._data.on_change == "next_epoch" else self._dataset
-        journal = self._decided(lambda: dataset.went_on(self.journal, step))
-        changed: bool = journal != self.journal
-        if changed:
-            self._dataset = dataset
-            self._adopt(journal)
-        return changed
+
+        def decide() -> Journal:
+            dataset = self._at_border()
+            journal = dataset.went_on(self.journal, step)
+            dataset.plan(journal)
+            return journal
+
+        journal = self._decided(decide)
+        return journal if journal != self.journal else None
+
+    def renew(self, journal: Journal) -> None:
+        """Go on with changed data."""
+        self._dataset = self._at_border()
+        self._adopt(journal)
 
     @contextmanager
     def batches(
@@ -120,6 +127,10 @@ class Feed:
         windows = data.cache.windows_ahead if is_first_on_machine() else -1
         with Ahead(self.plan, self.sources, windows=windows, downloads=data.cache.downloads, step=steps.start) as ahead:
             yield Batches(loader, ahead.reached)
+
+    def _at_border(self) -> DataSet:
+        """The data as it is now, as far as it may have changed."""
+        return self._opened() if self._data.on_change == "next_epoch" else self._dataset
 
     def _opened(self) -> DataSet:
         return DataSet(self._data, self._settings, self._kept, self.notes)

@@ -190,12 +190,14 @@ class Run:
     def renew(self, step: int, watch: Watch | None) -> None:
         """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
         try:
-            if not self.feed.renew(step):
-                return
+            journal = self.feed.changes(step)
         except UserError as error:
             if watch:
                 watch.event("data change passed over", step=step, reason=str(error))
             return
+        if journal is None:
+            return
+        self.feed.renew(journal)
         self.phases = Phases(self.config.phases, self.config.optim, self.feed.plan)
         if watch:
             watch.data_changed(step, self.feed.journal, self.phases.total_steps)

@@ -15,7 +15,7 @@ from finetune.errors import UserError
 from finetune.feed import Feed
 from finetune.phases import PhaseConfig
 from tests.data.test_loader import length, same
-from tests.helpers import SMALL, data_config
+from tests.helpers import SMALL, data_config, sample_ids
 
 SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
 
@@ -77,7 +77,8 @@ def test_borders_are_the_steps_in_which_epochs_begin(shards: Path, tmp_path: Pat
 
 
 def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_path: Path) -> None:
-    overlay, key = tmp_path / "overlay.jsonl", Index.load(shards).key(0)
+    overlay, index = tmp_path / "overlay.jsonl", Index.load(shards)
+    key = index.key(0)
     overlay.write_text(json.dumps({"key": key, "tags": ["one"]}))
     source = SourceConfig(str(shards), overlay=OverlayConfig(str(overlay)))
     feed = open_feed(DataConfig(sources={"main": source}, buckets=SMALL, window_shards=1), tmp_path / "run")
@@ -85,14 +86,20 @@ def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_pat
     before = feed.journal
     border = feed.border(0)
     assert border is not None
-    assert not feed.renew(border)
+    assert feed.changes(border) is None
     overlay.write_text("{half a li")
     with pytest.raises(UserError, match="cannot be read"):
-        feed.renew(border)
+        feed.changes(border)
+    overlay.write_text("\n".join(json.dumps({"id": sample, "exclude": True}) for sample in sample_ids(index)))
+    with pytest.raises(UserError, match="the data set has 0 samples"):
+        feed.changes(border)
     assert feed.journal == before
     overlay.write_text(json.dumps({"key": key, "tags": ["two"]}))
-    assert feed.renew(border)
+    journal = feed.changes(border)
+    assert journal is not None
+    feed.renew(journal)
     assert feed.journal.editions[-1].epoch == 1
+    assert feed.changes(border) is None
 
 
 def test_a_source_s_captions_stand_over_the_recipe_s() -> None:

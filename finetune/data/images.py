@@ -141,9 +141,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
-            return image.convert(
-                "RGB"
-            )  # an unusable profile, or one of another colour space: as browsers do, ignore it
+            # An unusable profile, or one of another colour space: as browsers do, ignore it.
+            return image.convert("RGB")
         if converted is not None:
             return converted
     return image.convert("RGB")
