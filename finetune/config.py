@@ -16,11 +16,11 @@ from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig
 from finetune.optim.config import OptimConfig
 from finetune.phases import PhaseConfig
+from finetune.redact import redacted
 from finetune.strategy import StrategyConfig
 
 RESUME = ("auto", "never")
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 @dataclass
@@ -169,4 +169,4 @@ def _redacted(key: str, value: Any) -> Any:
         return [_redacted(key, v) for v in value]
     if not isinstance(value, str):
         return value
-    return "***" if SECRET.search(key) and value else CREDENTIALS.sub("***", value)
+    return "***" if SECRET.search(key) and value else redacted(value)

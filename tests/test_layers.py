@@ -14,6 +14,7 @@ LAYERS = {
     "finetune": 0,
     "finetune.errors": 0,
     "finetune.entry": 0,
+    "finetune.redact": 0,
     "finetune.strategy": 0,
     "finetune.data.config": 0,
     "finetune.model.config": 0,

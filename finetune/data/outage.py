@@ -28,6 +28,8 @@ from tenacity.retry import retry_base
 from tenacity.stop import stop_base
 from tenacity.wait import wait_random_exponential
 
+from finetune.redact import redacted
+
 T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 ATTEMPTS = 8
@@ -128,7 +130,9 @@ def _write_note(path: Path, what: str, error: BaseException | None, since: float
     temporary = path.with_suffix(".tmp")
     with suppress(OSError):  # a full disk is no reason to stop waiting
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"what": what, "reason": f"{type(error).__name__}: {error}", "since": since}))
+        temporary.write_text(
+            json.dumps({"what": redacted(what), "reason": redacted(f"{type(error).__name__}: {error}"), "since": since})
+        )
         temporary.replace(path)
 
 

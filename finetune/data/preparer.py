@@ -17,6 +17,7 @@ from finetune.data.prompts import make_prompt
 from finetune.data.samples import place_of
 from finetune.data.sources import Record, Sources
 from finetune.errors import DataFault, UserError
+from finetune.redact import redacted
 
 NEAR_TRIED, FAR_TRIED = 8, 24
 EXCLUDED = "excluded"
@@ -85,7 +86,7 @@ class Preparer:
                 samples.append(self._usable(draw.sample, draw, micro_batch.bucket, at_hand, excluded))
             except DataFault as fault:
                 other, sample = self._substitute(micro_batch, draw, at_hand, excluded)
-                key, shard = self._sources.key(draw.sample), self._sources.shard_name(draw.sample)
+                key, shard = self._sources.key(draw.sample), redacted(self._sources.shard_name(draw.sample))
                 bad.append(BadSample(step + 1, slot, draw.sample, key, shard, str(fault), other))
                 samples.append(sample)
         return samples
