@@ -34,22 +34,18 @@ KEYS_ARE_TEXT = pa.schema([("key", pa.large_string())])
 class Overlay:
     """An overlay as it was taken in. Pickles as its path."""
 
-    def __init__(self, path: Path, mode: str) -> None:
-        """Map what `take_in` has written.
-
-        Args:
-            mode: "replace" or "add".
-        """
+    def __init__(self, path: Path) -> None:
+        """Map what `take_in` has written."""
         self.path = path
-        self._mode = mode
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._mode = table.schema.metadata[b"mode"].decode()
         self._rows: I64 = table["row"].combine_chunks().to_numpy()
         self._labels = {name: table[name].combine_chunks() for name in ("tags", "captions")}
         self.left_out: I64 = self._rows[table["left_out"].to_numpy()]
         """Rows of samples that are left out: int64 [rows]."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Overlay, (self.path, self._mode)
+        return Overlay, (self.path,)
 
     def have(self, name: str, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which samples have "tags" or "captions" with the overlay's, given which have stored ones: bool [rows]."""
@@ -96,7 +92,7 @@ def take_in(config: OverlayConfig, index: Index, source: int, folder: Path) -> s
         if not len(rows):
             raise UserError(f"the overlay {path} names no sample of {index.root}: its key is that of the index")
         folder.mkdir(parents=True, exist_ok=True)
-        _keep(parsed.append_column("row", pa.array(rows)), kept)
+        _keep(parsed.append_column("row", pa.array(rows)), config.mode, kept)
     return kept.name
 
 
@@ -105,7 +101,7 @@ def overlay_digest(config: OverlayConfig) -> str:
     path = Path(str(config.path)).expanduser()
     if not path.is_file():
         raise UserError(f"there is no overlay {path}: give a parquet or JSONL file, or null for none")
-    return f"{file_sha256(path)}:{config.min_score}"
+    return f"{file_sha256(path)}:{config.mode}:{config.min_score}"
 
 
 def _read(path: Path) -> pa.Table:
@@ -206,8 +202,8 @@ def _single(texts: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(np.arange(len(texts) + 1)), texts, mask=texts.is_null())
 
 
-def _keep(table: pa.Table, kept: Path) -> None:
-    temporary, whole = kept.with_suffix(".tmp"), table.combine_chunks()
+def _keep(table: pa.Table, mode: str, kept: Path) -> None:
+    temporary, whole = kept.with_suffix(".tmp"), table.combine_chunks().replace_schema_metadata({"mode": mode})
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
         writer.write_table(whole)
     temporary.replace(kept)

@@ -97,8 +97,8 @@ class DataSet:
     def sources(self, journal: Journal) -> Sources:
         """What the samples of a run with this journal are read from."""
         opened = []
-        for name, config in self.data.all_sources.items():
-            overlays = {e.epoch: self._overlay(config, e.sources[name]) for e in journal.editions}
+        for name in self.data.all_sources:
+            overlays = {e.epoch: self._overlay(e.sources[name]) for e in journal.editions}
             opened.append(Source(name, self.indexes[name], overlays))
         return Sources(opened, self.data.text, self.remote, self.cache, self.patience)
 
@@ -133,13 +133,13 @@ class DataSet:
             states[name] = SourceState(index.fingerprint, len(index.shards), overlay, kept)
         return states
 
-    def _overlay(self, config: SourceConfig, state: SourceState) -> Overlay | None:
+    def _overlay(self, state: SourceState) -> Overlay | None:
         if state.kept is None:
             return None
         path = self.kept / state.kept
         if not path.is_file():
             raise UserError(f"{path} is missing, an overlay's copy that the run has trained with: restore it")
-        return Overlay(path, config.overlay.mode)
+        return Overlay(path)
 
     def _layout(self, edition: Edition) -> Layout:
         return Layout(
@@ -156,7 +156,7 @@ class DataSet:
         if index.fingerprint != state.fingerprint:
             raise UserError(f"the index of source {name!r} is not the same on all machines: copy it from the first")
         buckets = assign_buckets(index.width, index.height, self.data.buckets)
-        overlay = self._overlay(config, state)
+        overlay = self._overlay(state)
         if overlay:
             buckets[overlay.left_out[overlay.left_out < len(index)]] = NONE
         repeats = Fraction(config.repeats).limit_denominator(FINEST_REPEATS)

@@ -45,7 +45,7 @@ def make(tmp_path: Path, index: Index) -> Make:
         else:
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         config = OverlayConfig(str(path), **settings)
-        return Overlay(tmp_path / "kept" / take_in(config, index, 0, tmp_path / "kept"), config.mode)
+        return Overlay(tmp_path / "kept" / take_in(config, index, 0, tmp_path / "kept"))
 
     return take
 
@@ -100,7 +100,7 @@ def test_keys_that_look_like_dates_and_numbers_stay_text(tmp_path: Path) -> None
     for row, key in enumerate(("2024-05-01", "000007")):
         (tmp_path / "o.jsonl").write_text(json.dumps({"key": key, "tags": "x"}))
         kept = take_in(OverlayConfig(str(tmp_path / "o.jsonl")), index, 0, tmp_path / "kept")
-        assert Overlay(tmp_path / "kept" / kept, "replace").over(row, STORED).tags == ("x",)
+        assert Overlay(tmp_path / "kept" / kept).over(row, STORED).tags == ("x",)
 
 
 def test_which_samples_have_labels(make: Make, index: Index) -> None:
@@ -205,7 +205,7 @@ def test_ids_of_another_source_match_nothing(tmp_path: Path, shards: Path) -> No
     (tmp_path / "o.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     index = Index.load(shards)
     overlay = Overlay(
-        tmp_path / "kept" / take_in(OverlayConfig(str(tmp_path / "o.jsonl")), index, 0, tmp_path / "kept"), "replace"
+        tmp_path / "kept" / take_in(OverlayConfig(str(tmp_path / "o.jsonl")), index, 0, tmp_path / "kept")
     )
     assert overlay.over(3, Labels(("mine",))) == Labels(("mine",))
     assert overlay.over(5, Labels(("mine",))) == Labels(("own",))
