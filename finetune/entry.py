@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from finetune.errors import UserError
+from finetune.errors import RankError, UserError
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -24,7 +24,7 @@ def enter(command: Callable[[], None]) -> None:
     try:
         command()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
             # OmegaConf appends lines of its own to what a dataclass raises.
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class RankError(UserError):
+    """A mistake that only one rank meets, which is why that rank has to say it."""
+
+
 class DataFault(Exception):
     """One sample that can never be used (broken, refused, empty); the message is the short reason that is logged.
 

@@ -93,6 +93,7 @@ class Feed:
             dataset = self._at_border()
             journal = dataset.went_on(self.journal, step)
             dataset.plan(journal)
+            dataset.sources(journal).verify()
             return journal
 
         journal = self._decided(decide)
@@ -177,5 +178,5 @@ def plan_identity(data: DataConfig, settings: PlanSettings) -> dict[str, Any]:
         "train.global_batch": settings.global_batch,
         "data.window_shards": data.window_shards,
         "data.buckets": asdict(data.buckets),
-        "data.sources' repeats": {name: source.repeats for name, source in data.all_sources.items()},
+        "data.sources and their repeats": [[name, source.repeats] for name, source in data.all_sources.items()],
     }

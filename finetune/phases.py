@@ -41,10 +41,15 @@ class Phases:
         self._phases = phases
         self._optim = optim
         self._ends: list[int] = []
-        epochs = 0.0
+        epochs, end = 0.0, 0
         for phase in phases:
-            epochs += plan.epoch(phase.steps) if phase.epochs is None else phase.epochs  # type: ignore[arg-type]
-            self._ends.append(plan.steps(epochs))
+            if phase.epochs is not None:
+                epochs += phase.epochs
+                end = plan.steps(epochs)
+            elif phase.steps is not None:
+                end += phase.steps
+                epochs = plan.epoch(end)
+            self._ends.append(end)
         self.total_steps = self._ends[-1]
 
     def number(self, step: int) -> int:

@@ -12,7 +12,7 @@ from finetune.data.index import Index
 from finetune.data.loader import LatentShape
 from finetune.data.prepare import PlanSettings
 from finetune.errors import UserError
-from finetune.feed import Feed
+from finetune.feed import Feed, plan_identity
 from finetune.phases import PhaseConfig
 from tests.data.test_loader import length, same
 from tests.helpers import SMALL, data_config, sample_ids
@@ -118,3 +118,9 @@ def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
 def test_a_source_s_mistaken_captions_are_named(captions: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         policies(recipe(DataConfig(sources={"a": SourceConfig("a", captions=captions)})))
+
+
+def test_the_order_of_the_sources_is_part_of_what_must_stay() -> None:
+    both = {"a": SourceConfig("a"), "b": SourceConfig("b")}
+    turned = dict(reversed(both.items()))
+    assert plan_identity(DataConfig(sources=both), SETTINGS) != plan_identity(DataConfig(sources=turned), SETTINGS)

@@ -46,3 +46,22 @@ def test_the_text_encoder_trains_if_any_phase_gives_it_a_rate() -> None:
 def test_a_phase_needs_one_length(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="a phase"):
         PhaseConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_phases_in_steps_last_as_many_however_the_data_grows() -> None:
+    more = SourceSamples(0, np.array([0, 1000, 4000]), np.zeros(4000, dtype=np.uint16), Fraction(1))
+    grown = Layout([more], SIZES, window_shards=1, seed=0, first_epoch=1)
+    plan = Plan([LAYOUT, grown], SIZES, micro_batch=4, global_batch=100, seed=0)  # 10 steps, then 40 an epoch
+    for lengths in ([10, 10], [5, 20, 30], [50, 1]):
+        phases = Phases([PhaseConfig(steps=length) for length in lengths], OPTIM, plan)
+        assert phases.total_steps == sum(lengths)
+    assert Phases([PhaseConfig(epochs=1), PhaseConfig(steps=40)], OPTIM, plan).total_steps == 50
+    assert Phases([PhaseConfig(epochs=2), PhaseConfig(steps=10)], OPTIM, plan).total_steps == 60
+
+
+@pytest.mark.parametrize("repeats", [Fraction(1, 2), Fraction(7, 3), Fraction(333, 1000)])
+def test_phases_in_steps_last_as_many_with_any_repeats(repeats: Fraction) -> None:
+    source = SourceSamples(0, np.array([0, 900]), np.zeros(900, dtype=np.uint16), repeats)
+    plan = Plan([Layout([source], SIZES, window_shards=1, seed=0)], SIZES, micro_batch=4, global_batch=16, seed=0)
+    for first, second in ((10, 50), (33, 7), (1, 200)):
+        assert Phases([PhaseConfig(steps=first), PhaseConfig(steps=second)], OPTIM, plan).total_steps == first + second

@@ -85,8 +85,8 @@ class SourceConfig:
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.repeats <= MAX_REPEATS:
-            raise UserError(f"a source's repeats is {self.repeats}: use a number above 0 and up to {MAX_REPEATS}")
+        if not 1 / MAX_REPEATS <= self.repeats <= MAX_REPEATS:
+            raise UserError(f"a source's repeats is {self.repeats}: use {1 / MAX_REPEATS} to {MAX_REPEATS}")
         if self.loss_weight < 0:
             raise UserError(f"a source's loss_weight is {self.loss_weight}: use 0 or more")
 

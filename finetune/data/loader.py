@@ -20,7 +20,7 @@ from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_uni
 from finetune.data.journal import Journal
 from finetune.data.plan import MicroBatch, Plan
 from finetune.data.preparer import BadSample, Preparer
-from finetune.errors import UserError
+from finetune.errors import RankError, UserError
 
 Tokenize = Callable[[list[str]], npt.NDArray[np.int64]]
 
@@ -167,5 +167,5 @@ def open_loader(dataset: MicroBatches, config: DataConfig, pin: bool) -> Iterato
 
 def _or_raise(batch: Batch | UserError) -> Batch:
     if isinstance(batch, UserError):
-        raise batch
+        raise RankError(str(batch))
     return batch

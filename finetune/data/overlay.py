@@ -99,9 +99,12 @@ def take_in(config: OverlayConfig, index: Index, source: int, folder: Path) -> s
 def overlay_digest(config: OverlayConfig) -> str:
     """What changes when an overlay's content does, or how it is read. Raises UserError where there is no such file."""
     path = Path(str(config.path)).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no overlay {path}: give a parquet or JSONL file, or null for none")
-    return f"{file_sha256(path)}:{config.mode}:{config.min_score}"
+    try:
+        return f"{file_sha256(path)}:{config.mode}:{config.min_score}"
+    except OSError as error:
+        raise UserError(
+            f"the overlay {path} cannot be read ({error}): give a parquet or JSONL file, or null"
+        ) from error
 
 
 def _read(path: Path) -> pa.Table:

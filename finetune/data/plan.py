@@ -273,10 +273,20 @@ class Plan:
 
 
 def _last(reached: Callable[[int], bool], guess: int) -> int:
-    """The last epoch for which `reached` holds, which it does up to there and nowhere after."""
-    epoch = guess
-    while epoch and not reached(epoch):
-        epoch -= 1
-    while reached(epoch + 1):
-        epoch += 1
-    return epoch
+    """The last epoch for which `reached` holds, which it does up to there and nowhere after; looked for in strides that
+    double from a guess on, as each look may count all samples."""
+    stride = 1
+    if reached(guess):
+        low = guess
+        while reached(low + stride):
+            low, stride = low + stride, 2 * stride
+        high = low + stride
+    else:
+        high = guess
+        while high - stride > 0 and not reached(high - stride):
+            high, stride = high - stride, 2 * stride
+        low = max(high - stride, 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if reached(middle) else (low, middle)
+    return low

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from finetune.data.buckets import I64, NONE, PIECE, U16, assign_buckets, bucket_sizes, merge_rare
 from finetune.data.cache import Cache
-from finetune.data.config import DataConfig, SourceConfig
+from finetune.data.config import MAX_REPEATS, DataConfig, SourceConfig
 from finetune.data.index import FILE_NAME, Index
 from finetune.data.journal import Edition, Exclusion, Journal, SourceState, check_growth
 from finetune.data.layout import Layout, SourceSamples
@@ -23,8 +23,6 @@ from finetune.data.sources import Source, Sources
 from finetune.errors import UserError
 
 GIB = 2**30
-FINEST_REPEATS = 1000
-"""Repeats are taken as the nearest fraction with a denominator up to this."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,13 @@ class DataSet:
         if self.data.exclude is None:
             return journal.with_exclusion(Exclusion(step, ()))
         path = Path(self.data.exclude).expanduser()
-        if not path.is_file():
-            raise UserError(f"there is no file {path}: data.exclude names a file of keys, one a line")
-        keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"data.exclude {path} cannot be read ({error}): give a text file of keys, one a line"
+            ) from error
+        keys = [line.strip() for line in lines if line.strip()]
         return journal.with_exclusion(Exclusion(step, tuple(self.sources(journal).find(keys))))
 
     def sources(self, journal: Journal) -> Sources:
@@ -159,7 +161,7 @@ class DataSet:
         overlay = self._overlay(state)
         if overlay:
             buckets[overlay.left_out[overlay.left_out < len(index)]] = NONE
-        repeats = Fraction(config.repeats).limit_denominator(FINEST_REPEATS)
+        repeats = Fraction(config.repeats).limit_denominator(MAX_REPEATS)
         times = index.repeats if len(index) and int(index.repeats.max()) > 1 else None
         return SourceSamples(number, index.first_rows, buckets, repeats, times)
 

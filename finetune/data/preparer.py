@@ -19,7 +19,7 @@ from finetune.data.sources import Record, Sources
 from finetune.errors import DataFault, UserError
 from finetune.redact import redacted
 
-NEAR_TRIED, FAR_TRIED = 8, 24
+NEAR_TRIED, FAR_TRIED, SCANNED = 8, 24, 1000
 EXCLUDED = "excluded"
 
 
@@ -126,6 +126,8 @@ class Preparer:
     ) -> tuple[int, Sample]:
         """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""
         bits = CounterRng(self._substitute_key, *_counters(draw)).bits(NEAR_TRIED + FAR_TRIED).tolist()
+        # Where most of a bucket is excluded, chance finds no other, but a look at its draws one after the other does.
+        bits += [bits[-1] + further for further in range(SCANNED)]
         for tried, random in enumerate(bits):
             other = self._plan.neighbour(micro_batch, random, near=tried < NEAR_TRIED).sample
             try:

@@ -105,13 +105,19 @@ class Sources:
 
     def find(self, keys: Sequence[str]) -> list[int]:
         """The ids of all samples of some keys, sorted; the key `id:N` is sample id N."""
-        ids = {int(key[3:]) for key in keys if key.startswith("id:") and key[3:].isdigit()}
+        ids = {int(key[3:]) for key in keys if key.startswith("id:") and key[3:].isdecimal()}
+        ids = {sample for sample in ids if self._holds(place_of(sample))}
         for number, source in enumerate(self.all):
             index = source.index
             for row in index.rows(keys).tolist():
                 shard = int(index.shard[row])
                 ids.add(sample_id(Place(number, shard, row - int(index.first_rows[shard]))))
         return sorted(ids)
+
+    def _holds(self, place: Place) -> bool:
+        if place.source >= len(self.all) or place.shard >= len(self.all[place.source].index.shards):
+            return False
+        return place.ordinal < self.all[place.source].index.shards[place.shard].samples
 
     def is_remote(self, source: int, shard: int) -> bool:
         """Whether a shard has to be fetched."""

@@ -90,6 +90,9 @@ class Watch:
             self._progress.say(f"resumed after step {done_steps:,}")
         else:
             self.event("started", step=0)
+        if excluded := len(journal.excluded(done_steps)):
+            self.event("samples excluded", step=done_steps, samples=excluded)
+            self._progress.say(f"{excluded:,} samples are excluded")
 
     def __enter__(self) -> "Watch":
         self._status.update(state="running")

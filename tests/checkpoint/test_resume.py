@@ -28,7 +28,7 @@ def checkpoint_of(data: DataConfig, settings: PlanSettings) -> Checkpoint:
         (PlanSettings(4, 32, 1), DATA, r"train\.global_batch"),
         (BASE, DataConfig(shards="x", window_shards=2), r"data\.window_shards was 16"),
         (BASE, DataConfig(shards="x", buckets=BucketsConfig(step_px=32)), r"data\.buckets"),
-        (BASE, DataConfig(sources={"shards": SourceConfig("x", repeats=2.0)}), r"data\.sources' repeats"),
+        (BASE, DataConfig(sources={"shards": SourceConfig("x", repeats=2.0)}), r"data\.sources and their repeats"),
     ],
 )
 def test_whatever_changes_the_plan_is_refused_by_name(settings: PlanSettings, data: DataConfig, name: str) -> None:

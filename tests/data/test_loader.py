@@ -220,6 +220,15 @@ def test_an_exclusion_replaces_from_its_step_on(shards: Path) -> None:
     assert all(b.substitute not in (first, later) for i in range(len(batches)) for b in batches[i].bad)
 
 
+def test_the_last_sample_of_a_bucket_stands_in_for_all_others(shards: Path) -> None:
+    batches, plan = dataset(shards)
+    bucket = plan.step(0)[0].bucket
+    members = {d.sample for step in range(40) for m in plan.step(step) if m.bucket == bucket for d in m.draws}
+    left = min(members)
+    batches, _ = dataset(shards, exclusion=Exclusion(0, tuple(members - {left})))
+    assert {bad.substitute for bad in batches[0].bad} == {left}
+
+
 def test_a_bucket_of_bad_samples_ends_the_run(make_shards: Callable[..., Path]) -> None:
     folder = make_shards("spoiled")
     for row in range(len(Index.load(folder))):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.data.buckets import NONE
 from finetune.data.layout import Layout, SourceSamples
-from finetune.data.plan import FILL, Draw, MicroBatch, Plan
+from finetune.data.plan import FILL, Draw, MicroBatch, Plan, _last
 from finetune.data.samples import ids_of_rows, place_of
 
 SIZES = np.array([[64, 128], [96, 96], [128, 64], [48, 160]])
@@ -283,3 +283,15 @@ def test_neighbours_are_of_the_bucket(near: bool) -> None:
     assert {int(source.buckets[p.shard * 30 + p.ordinal]) for p in places} == {micro_batch.bucket}
     shards = {(0, place_of(d.sample).shard) for d in found}
     assert shards <= plan.shards_in(*micro_batch.window) if near else len(shards) == 3
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_the_last_epoch_is_found_from_any_guess(last: int, guess: int) -> None:
+    looked: list[int] = []
+
+    def reached(epoch: int) -> bool:
+        looked.append(epoch)
+        return epoch <= last
+
+    assert _last(reached, guess) == last
+    assert len(looked) <= 2 * abs(guess - last).bit_length() + 4

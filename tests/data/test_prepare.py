@@ -110,8 +110,13 @@ def test_pictures_below_the_least_side_are_left_out(shards: Path, tmp_path: Path
 
 def test_a_file_of_exclusions_that_is_not_there(shards: Path, tmp_path: Path) -> None:
     dataset = open_data(data_config(shards, exclude=str(tmp_path / "none.txt")), tmp_path / "kept")
-    with pytest.raises(UserError, match=r"there is no file .*none\.txt: data\.exclude names"):
+    with pytest.raises(UserError, match=r"data\.exclude .*none\.txt cannot be read .*: give a text file of keys"):
         dataset.began()
+    (tmp_path / "none.txt").write_bytes("schön".encode("latin-1"))
+    with pytest.raises(UserError, match="give a text file of keys"):
+        dataset.began()
+    (tmp_path / "none.txt").write_text("id:²\nid:99999999999999999999999999\nid:5000\n")
+    assert dataset.began().excluded(0) == frozenset()
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/{00..99}.tar", "/data/*.tar", "https://host/a.tar", "list.txt"])
