@@ -68,7 +68,9 @@ def index_command(
     elif folder and out is None:
         _report(folder, *index_folder(folder, text, workers))
     elif out is None:
-        raise UserError(f"{shards[0]} is not a folder: say with --out FOLDER where the index goes")
+        raise UserError(
+            f"{shards[0]} is no folder: give one that exists, or say with --out FOLDER where the index goes"
+        )
     else:
         _report(out, *index_shards(expand(shards), out, text, workers))
 

@@ -10,19 +10,13 @@ import os
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 from braceexpand import braceexpand
-from tenacity import (
-    retry,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    stop_after_attempt,
-    wait_random_exponential,
-)
 
 from data_tools.progress import in_parallel
 from finetune.data.cache import PIECE_BYTES
@@ -42,6 +36,7 @@ from finetune.data.index import (
     write_index,
 )
 from finetune.data.labels import parse_labels
+from finetune.data.outage import Patience
 from finetune.data.remote import Remote, is_remote
 from finetune.data.spans import verify_local
 from finetune.errors import DataFault, UserError
@@ -53,7 +48,6 @@ IMAGE_SUFFIXES = frozenset(
 PARTS = ".index"
 PART_VERSION = 3
 TIMEOUT_S = 30.0
-ATTEMPTS = 8
 GLOB_SIGNS = frozenset("*?[")
 
 
@@ -230,27 +224,22 @@ def index_shard(folder: Path, name: str, text_as: str) -> Part:
 
 def _index_remote(url: str, kept: Path, text_as: str) -> Part:
     remote = Remote(TIMEOUT_S)
-    again = retry(
-        # What is missing or denied stays so.
-        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type((FileNotFoundError, PermissionError)),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(0.5, max=30),
-        reraise=True,
-    )
+    again = Patience().for_a_while
     local = kept.with_suffix(".part")
 
     def read() -> Part:
-        size = again(remote.size)(url)
+        size = again(lambda: remote.size(url))
         local.parent.mkdir(exist_ok=True)
         try:
             with local.open("wb") as file:
                 for offset in range(0, size, PIECE_BYTES):
-                    file.write(again(remote.read)(url, offset, min(PIECE_BYTES, size - offset)))
+                    piece = partial(remote.read, url, offset, min(PIECE_BYTES, size - offset))
+                    file.write(again(piece))
             return _read_shard(url, local, text_as)
         finally:
             local.unlink(missing_ok=True)
 
-    return kept_part(kept, f"{PART_VERSION}:{again(remote.version)(url)}:{text_as}", read)
+    return kept_part(kept, f"{PART_VERSION}:{again(lambda: remote.version(url))}:{text_as}", read)
 
 
 def _read_shard(name: str, path: Path, text_as: str) -> Part:

@@ -38,6 +38,10 @@ STALE_S = 10 * LONGEST_WAIT_S
 """A note that has not been renewed for so long was left behind by a process that died."""
 
 
+class Lasting(OSError):
+    """A fault that waiting does not mend."""
+
+
 class Patience:
     """How the processes of a run stand faults of I/O."""
 
@@ -95,7 +99,7 @@ class Patience:
         """The result of `function`, called again like that for at most a minute, half of one on average.
 
         Raises:
-            OSError: the fault lasts, or waiting will not mend it: the file is missing or denied.
+            OSError: the fault lasts, or waiting will not mend it: the file is missing or denied, or the server unfit.
         """
         given_up = self._given_up
         stop = stop_any(stop_after_attempt(ATTEMPTS), stop_when_event_set(given_up))
@@ -123,7 +127,7 @@ def _retrying(
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError | Lasting)
 
 
 def _write_note(path: Path, what: str, error: BaseException | None, since: float) -> None:

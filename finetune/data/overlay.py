@@ -90,7 +90,7 @@ def take_in(config: OverlayConfig, index: Index, source: int, folder: Path) -> s
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"the overlay {path} cannot be read: {str(error).splitlines()[0]}") from error
         if not len(rows):
-            raise UserError(f"the overlay {path} names no sample of {index.root}: its key is that of the index")
+            raise UserError(f"the overlay {path} names no sample of {index.root}, whose keys are like {index.key(0)!r}")
         folder.mkdir(parents=True, exist_ok=True)
         _keep(parsed.append_column("row", pa.array(rows)), config.mode, kept)
     return kept.name

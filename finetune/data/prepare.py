@@ -94,7 +94,13 @@ class DataSet:
                 f"data.exclude {path} cannot be read ({error}): give a text file of keys, one a line"
             ) from error
         keys = [line.strip() for line in lines if line.strip()]
-        return journal.with_exclusion(Exclusion(step, tuple(self.sources(journal).find(keys))))
+        sources = self.sources(journal)
+        if unknown := sources.unknown(keys):
+            raise UserError(
+                f"data.exclude {path} has {len(unknown)} lines that name no sample, {unknown[0]!r} the first: take "
+                f"them out; keys are like {sources.all[0].index.key(0)!r}"
+            )
+        return journal.with_exclusion(Exclusion(step, tuple(sources.find(keys))))
 
     def sources(self, journal: Journal) -> Sources:
         """What the samples of a run with this journal are read from."""

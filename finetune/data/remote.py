@@ -14,6 +14,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 
+from finetune.data.outage import Lasting
 from finetune.errors import UserError
 
 HTTP = {"http", "https"}
@@ -125,7 +126,10 @@ class _Http(HTTPFileSystem):  # type: ignore[misc]
             self._raise_not_found_for_status(answer, url)
             came = answer.headers.get("Content-Range", "the whole file")
             if not came.startswith(f"bytes {start}-{end - 1}/"):
-                raise OSError(f"{url}: bytes {start}-{end - 1} were asked for, and the server answers with {came}")
+                raise Lasting(
+                    f"{url}: bytes {start}-{end - 1} were asked for, and the server answers with {came}; it has to "
+                    "know range requests, as nginx and S3 do"
+                )
             yield answer
 
 
@@ -133,6 +137,8 @@ class _Http(HTTPFileSystem):  # type: ignore[misc]
 def _network_faults(url: str) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: there is no such file") from error
     except NETWORK_FAULTS as error:
         denied = isinstance(error, aiohttp.ClientResponseError) and error.status in DENIED
         kind = PermissionError if denied else OSError

@@ -105,8 +105,7 @@ class Sources:
 
     def find(self, keys: Sequence[str]) -> list[int]:
         """The ids of all samples of some keys, sorted; the key `id:N` is sample id N."""
-        ids = {int(key[3:]) for key in keys if key.startswith("id:") and key[3:].isdecimal()}
-        ids = {sample for sample in ids if self._holds(place_of(sample))}
+        ids = {sample for key in keys if (sample := self._named(key)) is not None}
         for number, source in enumerate(self.all):
             index = source.index
             for row in index.rows(keys).tolist():
@@ -114,10 +113,20 @@ class Sources:
                 ids.add(sample_id(Place(number, shard, row - int(index.first_rows[shard]))))
         return sorted(ids)
 
-    def _holds(self, place: Place) -> bool:
+    def unknown(self, keys: Sequence[str]) -> list[str]:
+        """Those of some keys that no sample has, in their order."""
+        there = {source.index.key(row) for source in self.all for row in source.index.rows(keys).tolist()}
+        return [key for key in keys if key not in there and self._named(key) is None]
+
+    def _named(self, key: str) -> int | None:
+        """The sample that `id:N` names."""
+        if not (key.startswith("id:") and key[3:].isdecimal()):
+            return None
+        sample = int(key[3:])
+        place = place_of(sample)
         if place.source >= len(self.all) or place.shard >= len(self.all[place.source].index.shards):
-            return False
-        return place.ordinal < self.all[place.source].index.shards[place.shard].samples
+            return None
+        return sample if place.ordinal < self.all[place.source].index.shards[place.shard].samples else None
 
     def is_remote(self, source: int, shard: int) -> bool:
         """Whether a shard has to be fetched."""

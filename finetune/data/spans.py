@@ -91,7 +91,7 @@ def bytes_of(index: Index, shards: set[int]) -> int:
 def _present(index: Index, location: str) -> bool:
     if not Path(location).is_file():
         raise UserError(
-            f"shard {location} is missing: put it back, or index the folder again with "
+            f"{location} is missing: put it back, or index the folder again with "
             f"`python -m data_tools index {index.folder}`"
         )
     return True

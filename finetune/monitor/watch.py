@@ -65,7 +65,7 @@ class Watch:
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / "events.jsonl")
-        self._save_recipe(recipe)
+        self._save_recipe(recipe, done_steps)
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._ledger = Ledger(folder / "ledger")
         superseded = self._metrics.supersede(done_steps)
@@ -191,8 +191,9 @@ class Watch:
                 self.event("data is back")
         return {"state": "paused", "outage": notes[0]} if notes else {}
 
-    def _save_recipe(self, recipe: dict[str, Any]) -> None:
-        """Write config.yaml; what differs from the recipe of the last start is an event."""
+    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> None:
+        """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
+        last start is an event."""
         path = self.folder / "config.yaml"
         if path.exists():
             before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
@@ -200,7 +201,15 @@ class Watch:
             if changed:
                 changes = {key: [before.get(key), after.get(key)] for key in changed}
                 self.event("config changed", changes=changes)
-        replace_text(path, OmegaConf.to_yaml(OmegaConf.create(recipe)))
+        text = OmegaConf.to_yaml(OmegaConf.create(recipe))
+        replace_text(path, text)
+        folder = self.folder / "recipes"
+        folder.mkdir(exist_ok=True)
+        kept = [path for path in sorted(folder.glob("step-*.yaml")) if recipe_step(path) < done_steps]
+        for later in set(folder.glob("step-*.yaml")) - set(kept):
+            later.unlink()
+        if not kept or kept[-1].read_text(encoding="utf-8") != text:
+            replace_text(folder / f"step-{done_steps:08d}.yaml", text)
 
     def _show(self, line: Values) -> None:
         eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
@@ -219,6 +228,11 @@ class Watch:
         for line in lines:
             if not abs(line["loss"]) < float("inf"):
                 raise FloatingPointError(f"the loss of step {line['step']} is {line['loss']}")
+
+
+def recipe_step(path: Path) -> int:
+    """The number of steps that were done when a kept recipe began to hold."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:

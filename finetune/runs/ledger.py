@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from finetune.data.sources import Sources
 from finetune.errors import DataFault, UserError
 from finetune.feed import KEPT
 from finetune.monitor.ledger import read_ledger
+from finetune.monitor.watch import recipe_step
 from finetune.runs.folder import AsJson, RunFolder, read_config
 
 
@@ -32,6 +34,8 @@ def ledger(
     as_json: AsJson = False,
 ) -> None:
     """Tell what was drawn in each epoch; of one sample, when it was seen, with which prompt and crop."""
+    if not (run / "ledger").is_dir():
+        raise UserError(f"{run} is not a run's folder (it has no ledger): give runs/NAME")
     rows = list(sightings(run, sample)) if sample else epochs(read_ledger(run / "ledger"))
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -71,17 +75,23 @@ def sightings(run: Path, key: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: no sample has the key, or the data cannot be opened.
     """
-    opened = open_run(run)
+    opened = open_run(run, "config.yaml")
     ids = opened.sources.find([key])
     if not ids:
-        raise UserError(f"no sample of {run} has the key {key!r}: `python -m finetune.runs ledger` shows none of it")
+        like = opened.sources.all[0].index.key(0)
+        raise UserError(f"no sample of {run} has the key {key!r}: its keys are like {like!r}")
     table = read_ledger(run / "ledger")
     wanted = pa.array(ids, pa.uint64())
     is_wanted = pc.or_kleene(
         pc.is_in(table["sample"], value_set=wanted), pc.is_in(table["substituted_for"], value_set=wanted)
     )
+    recipes = {recipe_step(path): f"recipes/{path.name}" for path in (run / "recipes").glob("step-*.yaml")}
+    opened_with = cache(partial(open_run, run))
     for row in table.filter(is_wanted).to_pylist():
-        yield _sighting(opened, row, set(ids))
+        # A run may go on with another recipe: a draw was made with that of its step.
+        begun = [first for first in recipes if first < row["step"]]
+        with_recipe = opened_with(recipes[max(begun)]) if begun else opened
+        yield _sighting(with_recipe, row, set(ids))
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,10 @@ class OpenedRun:
     """(width, height) of every bucket: int64 [buckets, 2]."""
 
 
-def open_run(run: Path) -> OpenedRun:
-    """A run's data as its journal has it. Raises UserError where something of it is missing."""
-    config = read_config(run)
+def open_run(run: Path, recipe: str) -> OpenedRun:
+    """A run's data as its journal has it, prepared by one of its recipes. Raises UserError where something of it is
+    missing."""
+    config = read_config(run, recipe)
     path = run / "journal.json"
     if not path.is_file():
         raise UserError(f"{run} has no journal.json: start the run once with this version")

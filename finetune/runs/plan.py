@@ -65,6 +65,7 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
             "epochs": epochs,
             "buckets": _bucket_facts(plan),
             "excluded": len(journal.excluded(0)),
+            "cache_bytes": round(config.data.cache.size_gib * GIB),
             "cache_needed_bytes": cache_needed(plan, sources, config.data.cache.windows_ahead),
             "bytes_per_epoch": bytes_per_epoch,
             "images_per_s": images_per_s,
@@ -137,7 +138,9 @@ def _summary(facts: dict[str, Any]) -> Table:
     table.add_row(f"time {speed}", f"{facts['hours']:,.1f} h ({facts['hours'] / 24:,.1f} days)")
     table.add_row("data an epoch", f"{facts['bytes_per_epoch'] / GIB:,.2f} GiB")
     table.add_row(f"data an hour {speed}", f"{facts['bytes_per_hour'] / GIB:,.2f} GiB")
-    table.add_row("cache needed", f"{facts['cache_needed_bytes'] / GIB:,.2f} GiB")
+    too_small = facts["cache_needed_bytes"] > facts["cache_bytes"]
+    remedy = f": raise data.cache.size_gib, which is {facts['cache_bytes'] / GIB:g}" if too_small else ""
+    table.add_row("cache needed", f"{facts['cache_needed_bytes'] / GIB:,.2f} GiB{remedy}")
     return table
 
 

@@ -115,8 +115,9 @@ def test_a_file_of_exclusions_that_is_not_there(shards: Path, tmp_path: Path) ->
     (tmp_path / "none.txt").write_bytes("schön".encode("latin-1"))
     with pytest.raises(UserError, match="give a text file of keys"):
         dataset.began()
-    (tmp_path / "none.txt").write_text("id:²\nid:99999999999999999999999999\nid:5000\n")
-    assert dataset.began().excluded(0) == frozenset()
+    (tmp_path / "none.txt").write_text("id:3\nid:²\nid:99999999999999999999999999\nid:5000\nnothing\n")
+    with pytest.raises(UserError, match="has 4 lines that name no sample, 'id:²' the first: take them out"):
+        dataset.began()
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/{00..99}.tar", "/data/*.tar", "https://host/a.tar", "list.txt"])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_tools import indexing
 from data_tools.indexing import expand, files_below, index_folder, index_shards, verify_index
+from finetune.data import outage
 from finetune.data.index import Index
 from finetune.data.labels import Labels
 from finetune.errors import UserError
@@ -273,8 +274,8 @@ def test_what_names_no_shard_is_said(
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """Two shards over HTTP; a fault is tried again three times, at once."""
-    monkeypatch.setattr(indexing, "ATTEMPTS", 4)
-    monkeypatch.setattr(indexing, "wait_random_exponential", lambda *_, **__: lambda _: 0.05)
+    monkeypatch.setattr(outage, "ATTEMPTS", 4)
+    monkeypatch.setattr(outage, "wait_random_exponential", lambda *_, **__: lambda _: 0.05)
     for i in range(2):
         write_tar(tmp_path / "served" / f"{i}.tar", [(f"{i}-{k}.png", picture(k)) for k in range(3)])
     with faulty_http(tmp_path / "served") as serving:
@@ -358,7 +359,7 @@ def test_verifying_finds_a_flipped_bit(tmp_path: Path) -> None:
     [
         (["index", "{}"], "there are neither .tar files nor pictures below"),
         (["index", "{}", "--text", "x"], "--text is 'x': use one of auto"),
-        (["index", "{}/*.tar"], "is not a folder: say with --out FOLDER"),
+        (["index", "{}/*.tar"], "or say with --out FOLDER"),
         (["index", "{}/a.tar", "--out", "{}/out"], "there is no shard"),
         (["index", "{}", "--verify"], "there is no index"),
     ],

@@ -76,7 +76,7 @@ def test_a_picture_of_its_bucket_s_size_is_not_scaled_up(look: Look) -> None:
 def test_what_is_left_out_is_told_with_its_reason(look: Look, shards: Path) -> None:
     overlay, excluded = shards / "overlay.jsonl", shards / "exclude.txt"
     overlay.write_text('{"key": "wide", "score": 0.1}\n{"key": "small", "score": 0.1}\n{"key": "tall", "score": 0.9}')
-    excluded.write_text("exact\nwide\nid:999999999999\n")
+    excluded.write_text("exact\nwide\n")
     sources = f"data.sources={{one: {{path: {shards}, overlay: {{path: {overlay}, min_score: 0.5}}}}}}"
     stats = look("data.shards=null", sources, f"data.exclude={excluded}", "data.buckets.min_image_px=50")
     assert stats.left_out == {

@@ -180,3 +180,12 @@ def wait_until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_every_recipe_is_kept_with_the_step_from_which_it_holds(tmp_path: Path) -> None:
+    for done, rate in ((0, 1.0), (0, 1.0), (5, 1.0), (8, 2.0), (9, 3.0), (8, 4.0)):
+        open_watch(tmp_path, done_steps=done, lr=rate).__exit__(None, None, None)
+    kept = {path.name: path.read_text() for path in (tmp_path / "recipes").iterdir()}
+    assert sorted(kept) == ["step-00000000.yaml", "step-00000008.yaml"]
+    assert "lr: 1.0" in kept["step-00000000.yaml"]
+    assert "lr: 4.0" in kept["step-00000008.yaml"]

@@ -107,3 +107,16 @@ def test_the_command_shows_a_table(shards: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["ledger", str(tmp_path / "run")])
     assert done.exit_code == 0
     assert "filled" in done.output
+
+
+def test_a_draw_is_told_by_the_recipe_of_its_step(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write_run(run, shards)
+    (run / "recipes").mkdir()
+    OmegaConf.save(OmegaConf.create(resolved(config)), run / "recipes" / "step-00000000.yaml")
+    config.captions.drop = 1.0
+    for path in (run / "config.yaml", run / "recipes" / "step-00000002.yaml"):
+        OmegaConf.save(OmegaConf.create(resolved(config)), path)
+    rows = [row for sample in sample_ids(Index.load(shards)) for row in sightings(run, f"id:{sample}")]
+    assert {row["prompt"] for row in rows if row["step"] > 2 and not row["note"]} == {""}
+    assert len({row["prompt"] for row in rows if row["step"] <= 2}) > 10
