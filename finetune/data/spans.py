@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from finetune.data.index import FILES, IMAGE, TAR_BLOCK, Index, Span
 from finetune.errors import UserError
 
@@ -81,11 +79,6 @@ def verify_local(index: Index, number: int) -> None:
             file.seek(span.offset - TAR_BLOCK)
             if header_size(file.read(TAR_BLOCK)) != span.size:
                 raise index.mismatch(location)
-
-
-def bytes_of(index: Index, shards: set[int]) -> int:
-    """Bytes of some shards of an index together."""
-    return int(np.sum([index.shards[number].size for number in shards], dtype=np.int64))
 
 
 def _present(index: Index, location: str) -> bool:
