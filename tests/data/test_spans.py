@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.index import IMAGE, TAR_BLOCK, Index, Span
-from finetune.data.spans import GAP_BYTES, bytes_of, coalesced, header_size, verify_local
+from finetune.data.spans import GAP_BYTES, coalesced, header_size, verify_local
 from finetune.errors import UserError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -67,7 +67,6 @@ def test_the_right_shards_pass(shards: Path) -> None:
     index = Index.load(shards)
     for number in range(len(index.shards)):
         verify_local(index, number)
-    assert bytes_of(index, {0, 1}) == sum(path.stat().st_size for path in shards.glob("*.tar"))
 
 
 def test_a_missing_shard(shards: Path) -> None:
