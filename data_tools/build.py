@@ -125,7 +125,7 @@ def _members(source: Source, text_as: str) -> dict[str, Any]:
     labels = parse_labels(sides, text_as)
     fields = parse_json(sides["json"]) if "json" in sides else {}
     fields.pop("captions", None)
-    fields |= {"tags": list(labels.tags), "caption": list(labels.captions), "source": source.relative}
+    fields |= {**labels.fields(), "source": source.relative}
     return {
         "__key__": source.key,
         source.path.suffix.lower()[1:]: data,

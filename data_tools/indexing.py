@@ -35,7 +35,7 @@ from finetune.data.index import (
     file_sha256,
     write_index,
 )
-from finetune.data.labels import parse_labels
+from finetune.data.labels import concept, parse_labels
 from finetune.data.outage import Patience
 from finetune.data.remote import Remote, is_remote
 from finetune.data.spans import verify_local
@@ -46,7 +46,7 @@ IMAGE_SUFFIXES = frozenset(
     {"apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "jxl", "mpo", "png", "tif", "tiff", "webp"}
 )
 PARTS = ".index"
-PART_VERSION = 3
+PART_VERSION = 4
 TIMEOUT_S = 30.0
 GLOB_SIGNS = frozenset("*?[")
 
@@ -299,11 +299,11 @@ def _describe(key: str, members: dict[str, Member], file: BinaryIO, text_as: str
         raise DataFault(f"{len(images)} pictures of one key" if images else "no picture")
     named = {name: members[suffix] for name, suffix in SIDE_FILES.items() if suffix in members}
     sides = {name: _bytes(file, member) for name, member in named.items()}
-    return describe(key, _bytes(file, members[images[0]]), {IMAGE: members[images[0]], **named}, sides, text_as, 1)
+    return describe(key, _bytes(file, members[images[0]]), {IMAGE: members[images[0]], **named}, sides, text_as, "")
 
 
 def describe(
-    key: str, image: bytes, members: dict[str, Member], sides: dict[str, bytes], text_as: str, repeats: int
+    key: str, image: bytes, members: dict[str, Member], sides: dict[str, bytes], text_as: str, path: str
 ) -> dict[str, Any]:
     """A sample's row of the index. Raises DataFault where it cannot be used.
 
@@ -311,12 +311,14 @@ def describe(
         image: the picture, or enough of it to tell its size.
         members: where the picture and its side files lie, by MEMBERS of the index.
         sides: the side files' bytes, by the same names.
+        path: where the picture lies in its tree, if it does; its folder may ask for repeats.
     """
     info = probe(image)
     labels = parse_labels(sides, text_as)
     row: dict[str, Any] = {"key": key, "format": info.format, "width": info.width, "height": info.height, "shard": 0}
     for name in MEMBERS:
         row[f"{name}_offset"], row[f"{name}_size"] = members.get(name, (0, 0))
+    repeats, _ = concept(labels.source or path)
     return {**row, "repeats": repeats, "has_tags": int(bool(labels.tags)), "has_caption": int(bool(labels.captions))}
 
 

@@ -6,8 +6,7 @@ indexed before keeps its group; new pictures form new ones.
 
 import hashlib
 import json
-import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -31,8 +30,6 @@ from finetune.data.index import FILES, IMAGE, SCHEMA, Index, Shard
 from finetune.errors import DataFault, UserError
 
 GROUP = 1000
-CONCEPT = re.compile(r"(\d{1,3})_.+", re.DOTALL)
-"""kohya's folders, whose pictures are drawn as often an epoch as the number says; of four digits it is a year."""
 
 
 def index_tree(root: Path, out: Path, text_as: str, workers: int) -> tuple[Index, list[Refused]]:
@@ -103,17 +100,11 @@ def _read_group(root: Path, number: int, names: list[str], text_as: str) -> Part
         sides = {member: path.read_bytes() for member, path in side_files(picture).items() if path.is_file()}
         members = {IMAGE: Member(0, len(image)), **{m: Member(0, len(data)) for m, data in sides.items()}}
         try:
-            rows.append(describe(name, image, members, sides, text_as, repeats_of(name)))
+            rows.append(describe(name, image, members, sides, text_as, name))
         except DataFault as fault:
             refused.append(Refused(name, str(fault)))
     size = sum(row["image_size"] for row in rows)
     return Part(Shard(str(number), size, digest.hexdigest(), len(rows)), pa.Table.from_pylist(rows, SCHEMA), refused)
-
-
-def repeats_of(name: str) -> int:
-    """How often kohya's folder name wants a picture of the tree: 10 in `10_fox/1.jpg`; 1 elsewhere."""
-    named = CONCEPT.fullmatch(PurePosixPath(name).parent.name)
-    return max(int(named[1]), 1) if named else 1
 
 
 def _stamp(root: Path, names: list[str], text_as: str) -> str:

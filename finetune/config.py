@@ -9,7 +9,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.checkpoint.config import CheckpointConfig
-from finetune.data.config import CaptionsConfig, DataConfig, Policy
+from finetune.data.config import DataConfig
+from finetune.data.prompts.config import CaptionsConfig
+from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
@@ -141,7 +143,8 @@ def policies(config: Config) -> list[Policy]:
     """What each source of the data asks for, in order; what its captions leave open is the recipe's.
 
     Raises:
-        UserError: a source's captions have an unknown setting or a value that is not allowed.
+        UserError: a source's captions have an unknown setting or a value that is not allowed, or a list of tags that
+            they name is missing or broken.
     """
     found = []
     for name, source in config.data.all_sources.items():
@@ -151,7 +154,7 @@ def policies(config: Config) -> list[Policy]:
             reason = str(error).splitlines()[0]
             raise UserError(f"data.sources.{name}.captions: {reason}; it takes the settings of captions") from error
         assert isinstance(captions, CaptionsConfig)
-        found.append(Policy(captions, source.loss_weight))
+        found.append(Policy(Prompter(captions, config.run.seed), source.loss_weight))
     return found
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
-from finetune.data.config import DataConfig, Policy
+from finetune.data.config import DataConfig
 from finetune.data.journal import Journal
-from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenize, open_loader
+from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, open_loader
 from finetune.data.plan import PLAN_VERSION
 from finetune.data.prepare import DataSet, PlanSettings
 from finetune.data.preparer import Preparer
+from finetune.data.prompts.length import TokenLimit
+from finetune.data.prompts.prompter import Policy
 from finetune.errors import UserError
 
 KEPT, NOTES = "data", "waiting"
@@ -106,16 +108,17 @@ class Feed:
 
     @contextmanager
     def batches(
-        self, steps: range, tokenize: Tokenize, latents: LatentShape, *, timesteps: int, pin: bool
+        self, steps: range, tokenizer: Tokenizer, latents: LatentShape, *, timesteps: int, pin: bool
     ) -> Iterator["Batches"]:
         """This rank's micro-batches of some steps."""
         data, seed = self._data, self._settings.seed
-        preparer = Preparer(self.plan, self.sources, data, self._policies, seed)
+        limit = TokenLimit(tokenizer.count, tokenizer.max_tokens)
+        preparer = Preparer(self.plan, self.sources, data, self._policies, limit, seed)
         dataset = MicroBatches(
             self.plan,
             self.journal,
             preparer,
-            tokenize,
+            tokenizer,
             latents,
             timesteps=timesteps,
             seed=seed,

@@ -8,9 +8,28 @@ from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
 from finetune.data.index import Index
 from finetune.data.plan import MicroBatch
 from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prompts.length import TokenLimit
 from finetune.data.sources import Record, Sources
 
 SMALL = BucketsConfig(resolution_px=64, max_side_px=96, step_px=16)
+
+
+class Letters:
+    """A stand-in for the tokenizer that tells prompts apart."""
+
+    max_tokens = 75
+
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """The letters of prompts: int64 [prompts, 1, 77]."""
+        rows = [[ord(c) for c in p.ljust(77)[:77]] for p in prompts]
+        return np.array(rows, dtype=np.int64)[:, None]
+
+    def count(self, text: str) -> int:
+        """Every word is a token."""
+        return len(text.split())
+
+
+WORDS = TokenLimit(Letters().count, Letters.max_tokens)
 
 
 def data_config(shards: Path | str, **settings: object) -> DataConfig:

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from finetune.config import BatchConfig, Config, RunConfig, policies
-from finetune.data.config import CaptionsConfig, DataConfig, OverlayConfig, SourceConfig
+from finetune.data.config import DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
 from finetune.data.loader import LatentShape
 from finetune.data.prepare import PlanSettings
+from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.errors import UserError
 from finetune.feed import Feed, plan_identity
 from finetune.phases import PhaseConfig
-from tests.data.test_loader import length, same
-from tests.helpers import SMALL, data_config, sample_ids
+from tests.data.test_loader import same
+from tests.helpers import SMALL, Letters, data_config, sample_ids
 
 SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
 
@@ -38,7 +39,7 @@ def open_feed(data: DataConfig, folder: Path) -> Feed:
 
 
 def batches(feed: Feed, steps: range) -> list[Any]:
-    with feed.batches(steps, length, LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+    with feed.batches(steps, Letters(), LatentShape(4, 8), timesteps=1000, pin=False) as opened:
         return [next(opened) for _ in range(4 * len(steps))]
 
 
@@ -51,7 +52,7 @@ def test_stopping_anywhere_changes_nothing(shards: Path, tmp_path: Path, workers
     whole.begin(None, 0)
     expected = batches(whole, range(6))
     found = batches(feed, range(1))
-    with feed.batches(range(1, 6), length, LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+    with feed.batches(range(1, 6), Letters(), LatentShape(4, 8), timesteps=1000, pin=False) as opened:
         found += [next(opened) for _ in range(4)]  # and four more are under way
     again = open_feed(data_config(shards, workers=workers, flip=0.5, random_crop=True), tmp_path / "run")
     again.begin(feed.journal.to_plain(), 2)
@@ -105,10 +106,10 @@ def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_pat
 def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
     data = DataConfig(sources={"a": SourceConfig("a"), "b": SourceConfig("b", captions={"drop": 0.5}, loss_weight=0.3)})
     config = recipe(data)
-    config.captions = CaptionsConfig(tag_drop=0.2)
+    config.captions = CaptionsConfig(tags=TagsConfig(drop=0.2))
     a, b = policies(config)
-    assert a == (CaptionsConfig(tag_drop=0.2), 1.0)
-    assert b == (CaptionsConfig(tag_drop=0.2, drop=0.5), 0.3)
+    assert (a.prompter.config, a.loss_weight) == (CaptionsConfig(tags=TagsConfig(drop=0.2)), 1.0)
+    assert (b.prompter.config, b.loss_weight) == (CaptionsConfig(tags=TagsConfig(drop=0.2), drop=0.5), 0.3)
 
 
 @pytest.mark.parametrize(

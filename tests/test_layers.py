@@ -17,6 +17,7 @@ LAYERS = {
     "finetune.redact": 0,
     "finetune.strategy": 0,
     "finetune.data.config": 0,
+    "finetune.data.prompts.config": 0,
     "finetune.model.config": 0,
     "finetune.optim.config": 0,
     "finetune.diffusion.config": 0,
@@ -42,6 +43,7 @@ LAYERS = {
     "finetune.monitor": 4,
     "finetune.config": 5,
     "finetune.train": 6,
+    "finetune.opened": 6,
     "finetune.recipes": 6,
     "finetune.runs": 6,
     "finetune.__main__": 6,
@@ -57,7 +59,7 @@ NUMPY_ONLY = (
     "overlay",
     "geometry",
     "buckets",
-    "prompts",
+    "prompts.prompter",
 )
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "bitsandbytes", "matplotlib", "wandb")
 

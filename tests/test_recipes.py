@@ -30,7 +30,7 @@ def test_hyperfusion_says_what_was_published() -> None:
     assert (config.model.clip_skip, config.model.max_tokens) == (2, 525)
     buckets = config.data.buckets
     assert (buckets.resolution_px, buckets.max_side_px, buckets.step_px, config.data.flip) == (768, 1024, 32, 0.5)
-    assert (config.captions.tag_drop, config.captions.drop, config.captions.shuffle_tags) == (0.15, 0.1, True)
+    assert (config.captions.tags.drop, config.captions.drop, config.captions.tags.shuffle) == (0.15, 0.1, True)
     diffusion = config.diffusion
     assert (diffusion.weighting, diffusion.snr_gamma, diffusion.zero_terminal_snr) == ("soft_min_snr", 3.0, True)
     assert diffusion.input_perturbation == 0.02

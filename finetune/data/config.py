@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import MISSING
 
+from finetune.data.prompts.config import check_share
 from finetune.errors import UserError
 
 TEXT_KINDS = ("auto", "tags", "caption")
@@ -175,43 +176,3 @@ class DataConfig:
         if not self.shards and not self.sources:
             raise UserError("data.shards is not set: give it in the recipe or as data.shards=… on the command line")
         return self.sources or {"shards": SourceConfig(path=str(self.shards))}
-
-
-@dataclass
-class CaptionsConfig:
-    """How a sample's tags and captions become its prompt."""
-
-    tags_weight: float = 1.0
-    """Relative weight with which the tags are the prompt, where a sample has tags."""
-    caption_weight: float = 1.0
-    """Relative weight with which a caption is the prompt, where a sample has one."""
-    shuffle_tags: bool = True
-    """Draw the order of the tags anew each time."""
-    tag_drop: float = 0.0
-    """Probability with which each tag is left out."""
-    drop: float = 0.1
-    """Probability with which the whole prompt is emptied (for classifier-free guidance)."""
-    separator: str = ", "
-    """What stands between two tags."""
-
-    def __post_init__(self) -> None:
-        check_share("captions.tag_drop", self.tag_drop)
-        check_share("captions.drop", self.drop)
-        if min(self.tags_weight, self.caption_weight) < 0 or self.tags_weight + self.caption_weight == 0:
-            raise UserError(
-                f"captions.tags_weight is {self.tags_weight} and captions.caption_weight {self.caption_weight}: "
-                "neither may be negative and one must be above 0"
-            )
-
-
-class Policy(NamedTuple):
-    """What one source asks for."""
-
-    captions: CaptionsConfig
-    loss_weight: float
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise UserError unless `value` lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise UserError(f"{name} is {value}: use a number from 0 to 1")

@@ -6,8 +6,10 @@ whose finaliser mixes a 64-bit counter into a 64-bit hash. Normal deviates use t
 """
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from statistics import NormalDist
 from typing import TypeVar
 
@@ -20,6 +22,8 @@ T = TypeVar("T")
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_INTEGERS = int(_GAMMA), int(_MIX_1), int(_MIX_2)
+_WORD = (1 << 64) - 1
 
 
 def splitmix64(x: npt.ArrayLike) -> U64:
@@ -68,17 +72,21 @@ class CounterRng:
         for counter in counters:
             self._state = _mixed(self._state ^ _mixed(counter))
 
+    def fork(self, number: int) -> "CounterRng":
+        """A stream of its own, as if `number` were one more counter: what it gives does not depend on how much others
+        are asked for, as long as this one has not been."""
+        return CounterRng(self._state, number)
+
     def bits(self, n: int) -> U64:
         """`n` 64-bit integers."""
-        with np.errstate(over="ignore"):
-            states = np.uint64(self._state) + np.arange(n, dtype=np.uint64) * _GAMMA
-        self._state = (self._state + n * int(_GAMMA)) % 2**64
+        states = np.uint64(self._state) + np.arange(n, dtype=np.uint64) * _GAMMA
+        self._state = self._state + n * _INTEGERS[0] & _WORD
         return splitmix64(states)
 
     def uniform(self) -> float:
         """A float in [0, 1)."""
         mixed = _mixed(self._state)
-        self._state = (self._state + int(_GAMMA)) % 2**64
+        self._state = self._state + _INTEGERS[0] & _WORD
         return (mixed >> 11) * 2.0**-53
 
     def uniforms(self, n: int) -> npt.NDArray[np.float64]:
@@ -89,9 +97,15 @@ class CounterRng:
         """An integer in [0, n)."""
         return int(self.uniform() * n)
 
+    def weighted(self, weights: Sequence[float]) -> int:
+        """An index of `weights`, each as probable as its share of their sum, which is above 0."""
+        sums = list(accumulate(weights))
+        # Rounding may take the product up to the sum itself.
+        return min(bisect_right(sums, self.uniform() * sums[-1]), bisect_left(sums, sums[-1]))
+
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """The items in a random order."""
-        return [items[i] for i in shuffled_order(self.bits(len(items)))]
+        return [items[i] for i in shuffled_order(self.bits(len(items))).tolist()]
 
     def normal(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Standard normal deviates, from the raw stream of a Philox keyed by the next two draws: each is the sum of two
@@ -106,9 +120,10 @@ class CounterRng:
 
 def _mixed(x: int) -> int:
     """`splitmix64` of one integer."""
-    z = (x + int(_GAMMA)) % 2**64
-    z = (z ^ z >> 30) * int(_MIX_1) % 2**64
-    z = (z ^ z >> 27) * int(_MIX_2) % 2**64
+    gamma, mix_1, mix_2 = _INTEGERS
+    z = x + gamma & _WORD
+    z = (z ^ z >> 30) * mix_1 & _WORD
+    z = (z ^ z >> 27) * mix_2 & _WORD
     return z ^ z >> 31
 
 

@@ -1,6 +1,7 @@
 """What a sample's side files say: its tags and its captions."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from finetune.errors import DataFault
 
 TAG_WORDS = 5
 """A comma-separated part of more words than this reads as prose."""
+CONCEPT = re.compile(r"(\d{1,3})_(.+)", re.DOTALL)
+"""kohya's folders, whose pictures are drawn as often an epoch as the number says; of four digits it is a year."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,26 @@ class Labels:
 
     tags: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    """Of every tag, where they are told."""
+    caption_names: tuple[str, ...] = ()
+    """Of every caption, where they have names."""
+    source: str = ""
+    """Path of the picture in the tree from which its shard was built."""
+
+    def fields(self) -> dict[str, Any]:
+        """As `parse_labels` reads them from JSON."""
+        tags = grouped(self.categories, self.tags) if self.categories else list(self.tags)
+        captions = grouped(self.caption_names, self.captions) if self.caption_names else list(self.captions)
+        return {"tags": tags, "caption": captions, "source": self.source}
 
 
 def parse_labels(members: Mapping[str, bytes], text_as: str) -> Labels:
     """Read a sample's side files, by SIDE_FILES of the index: "json", "tags", "caption" and "text". What one of them
     holds comes before what those after it hold.
 
-    JSON: `tags` is a list or a string; `caption` or `captions` a string or a list of strings.
+    JSON: `tags` is a list, a string, or an object of these by category; `caption` or `captions` a string, a list of
+    strings, or an object of these by name; `source` the path that the sample once had.
 
     Args:
         members: the bytes of those that there are.
@@ -33,19 +49,36 @@ def parse_labels(members: Mapping[str, bytes], text_as: str) -> Labels:
         DataFault: bytes that are not UTF-8, or JSON that is not an object of these types.
     """
     fields = parse_json(members["json"]) if "json" in members else {}
-    tags = as_strings(fields.get("tags"), "json: tags", split=True)
-    captions = as_strings(fields.get("caption", fields.get("captions")), "json: caption", split=False)
-    if "tags" in members:
-        tags = tags or split_tags(_decoded(members["tags"], "tags"))
-    if "caption" in members:
-        captions = captions or as_strings(_decoded(members["caption"], "caption"), "caption", split=False)
-    if "text" not in members:
-        return Labels(tags, captions)
-    words = _decoded(members["text"], "txt")
-    are_tags = text_as == "tags" or (text_as == "auto" and looks_like_tags(words))
-    if are_tags:
-        return Labels(tags or split_tags(words), captions)
-    return Labels(tags, captions or as_strings(words, "txt", split=False))
+    tags, categories = _by_name(fields.get("tags"), "json: tags", split=True)
+    captions, names = _by_name(fields.get("caption", fields.get("captions")), "json: caption", split=False)
+    source = fields.get("source")
+    if not tags and "tags" in members:
+        tags = split_tags(_decoded(members["tags"], "tags"))
+    if not captions and "caption" in members:
+        captions = as_strings(_decoded(members["caption"], "caption"), "caption", split=False)
+    if "text" in members:
+        words = _decoded(members["text"], "txt")
+        if text_as == "tags" or (text_as == "auto" and looks_like_tags(words)):
+            tags = tags or split_tags(words)
+        else:
+            captions = captions or as_strings(words, "txt", split=False)
+    return Labels(tags, captions, categories, names, source if isinstance(source, str) else "")
+
+
+def concept(path: str) -> tuple[int, str]:
+    """What the folder of a picture says: how often it is to be drawn an epoch, and the folder's name. Of kohya's
+    `10_fox/1.jpg` it is (10, "fox"), of others (1, its name), which is empty where there is no folder."""
+    folder = path.rpartition("/")[0].rpartition("/")[2]
+    named = CONCEPT.fullmatch(folder)
+    return (max(int(named[1]), 1), named[2]) if named else (1, folder)
+
+
+def grouped(names: tuple[str, ...], values: tuple[str, ...]) -> dict[str, list[str]]:
+    """Values by their names."""
+    found: dict[str, list[str]] = {}
+    for name, value in zip(names, values, strict=True):
+        found.setdefault(name, []).append(value)
+    return found
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -96,6 +129,14 @@ def as_strings(value: Any, name: str, *, split: bool) -> tuple[str, ...]:
     if isinstance(value, list) and {type(item) for item in value} <= {str}:
         return tuple([stripped for item in value if (stripped := item.strip())])
     raise DataFault(f"{name} is neither a string nor a list of strings")
+
+
+def _by_name(value: Any, name: str, *, split: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Strings, and the name of each where they come in an object by name. Raises DataFault as `as_strings` does."""
+    if not isinstance(value, dict):
+        return as_strings(value, name, split=split), ()
+    named = [(key, text) for key, texts in value.items() for text in as_strings(texts, f"{name}: {key}", split=split)]
+    return tuple(text for _, text in named), tuple(key for key, _ in named)
 
 
 def _decoded(data: bytes, name: str) -> str:

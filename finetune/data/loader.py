@@ -4,10 +4,10 @@ A map-style dataset over micro-batches: workers hold no state, so nothing that w
 number of workers gives the same batches. Every choice for a draw comes from a counter-based stream of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,18 @@ from finetune.data.plan import MicroBatch, Plan
 from finetune.data.preparer import BadSample, Preparer
 from finetune.errors import RankError, UserError
 
-Tokenize = Callable[[list[str]], npt.NDArray[np.int64]]
+
+class Tokenizer(Protocol):
+    """What turns prompts into a model's tokens."""
+
+    max_tokens: int
+    """The most tokens of a prompt."""
+
+    def __call__(self, prompts: list[str], /) -> npt.NDArray[np.int64]:
+        """Token ids: int64 [prompts, chunks, 77]."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without those that begin and end it."""
 
 
 class Batch(NamedTuple):
@@ -72,7 +83,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         plan: Plan,
         journal: Journal,
         preparer: Preparer,
-        tokenize: Tokenize,
+        tokenizer: Tokenizer,
         latents: LatentShape,
         *,
         timesteps: int,
@@ -84,7 +95,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         self._plan = plan
         self._journal = journal
         self._preparer = preparer
-        self._tokenize = tokenize
+        self._tokenizer = tokenizer
         self._latents = latents
         self._timesteps = timesteps
         self._steps = steps
@@ -118,7 +129,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         noise, perturbation, posterior_noise = self._draw_noise(micro_batch)
         return Batch(
             pixels=shared([torch.from_numpy(s.pixels) for s in samples]).permute(0, 3, 1, 2),
-            input_ids=torch.from_numpy(self._tokenize([s.prompt for s in samples])),
+            input_ids=torch.from_numpy(self._tokenizer([s.prompt for s in samples])),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
             timesteps=torch.from_numpy(

@@ -5,6 +5,8 @@ that a run whose overlay has been changed or deleted since still knows what it t
 """
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,23 @@ class Overlay:
             return labels
         tags, captions = (self._labels[name][at].as_py() for name in ("tags", "captions"))
         if self._mode == "add":
-            new_tags = tuple(tag for tag in tags or () if tag not in labels.tags)
-            return Labels(labels.tags + new_tags, labels.captions + tuple(captions or ()))
-        return Labels(
-            labels.tags if tags is None else tuple(tags), labels.captions if captions is None else tuple(captions)
-        )
+            return added(labels, tags or (), captions or ())
+        if tags is not None:
+            labels = replace(labels, tags=tuple(tags), categories=())
+        return labels if captions is None else replace(labels, captions=tuple(captions), caption_names=())
+
+
+def added(labels: Labels, tags: Sequence[str], captions: Sequence[str]) -> Labels:
+    """Labels with more tags and captions. Where the others have categories and names, the new tags have none and the
+    new captions are named "overlay"."""
+    new = [tag for tag in tags if tag not in labels.tags]
+    return replace(
+        labels,
+        tags=(*labels.tags, *new),
+        captions=(*labels.captions, *captions),
+        categories=labels.categories and (*labels.categories, *("" for _ in new)),
+        caption_names=labels.caption_names and (*labels.caption_names, *("overlay" for _ in captions)),
+    )
 
 
 def take_in(config: OverlayConfig, index: Index, source: int, folder: Path) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.buckets import Crop, fit
-from finetune.data.config import DataConfig, Policy
+from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, purpose_key
 from finetune.data.images import ImageInfo, load, probe
-from finetune.data.labels import Labels
 from finetune.data.plan import Draw, MicroBatch, Plan
-from finetune.data.prompts import make_prompt
+from finetune.data.prompts.length import TokenLimit
+from finetune.data.prompts.prompter import Policy, Prompt
 from finetune.data.samples import place_of
 from finetune.data.sources import Record, Sources
 from finetune.errors import DataFault, UserError
@@ -50,21 +50,41 @@ class BadSample(NamedTuple):
     substitute: int
 
 
+class _Task(NamedTuple):
+    """What a micro-batch's draws are prepared for."""
+
+    step: int
+    """Counted from 0."""
+    micro_batch: MicroBatch
+    at_hand: set[tuple[int, int]]
+    """(source, shard) of what is fetched as a whole."""
+    excluded: frozenset[int]
+
+
 class Preparer:
     """Turns draws into samples: the choices are functions of (seed, draw)."""
 
-    def __init__(self, plan: Plan, sources: Sources, data: DataConfig, policies: Sequence[Policy], seed: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sources,
+        data: DataConfig,
+        policies: Sequence[Policy],
+        limit: TokenLimit,
+        seed: int,
+    ) -> None:
         """Keep what choices are made by.
 
         Args:
             policies: one per source.
+            limit: of every prompt.
         """
         self._plan = plan
         self._sources = sources
         self._data = data
         self._policies = policies
+        self._limit = limit
         self._crop_key = purpose_key(seed, "crop and flip")
-        self._prompt_key = purpose_key(seed, "prompt")
         self._substitute_key = purpose_key(seed, "substitute")
 
     def prepare(
@@ -79,62 +99,61 @@ class Preparer:
         Raises:
             UserError: no sample of the bucket can be used, or a shard is not the one that was indexed.
         """
-        at_hand = self._plan.shards_in(*micro_batch.window)
+        task = _Task(step, micro_batch, self._plan.shards_in(*micro_batch.window), excluded)
         samples = []
         for slot, draw in enumerate(micro_batch.draws, micro_batch.first_slot):
             try:
-                samples.append(self._usable(draw.sample, draw, micro_batch.bucket, at_hand, excluded))
+                samples.append(self._usable(draw.sample, draw, task))
             except DataFault as fault:
-                other, sample = self._substitute(micro_batch, draw, at_hand, excluded)
+                other, sample = self._substitute(draw, task)
                 key, shard = self._sources.key(draw.sample), redacted(self._sources.shard_name(draw.sample))
                 bad.append(BadSample(step + 1, slot, draw.sample, key, shard, str(fault), other))
                 samples.append(sample)
         return samples
 
-    def crop(self, info: ImageInfo, bucket: int, draw: Draw) -> tuple[Crop, bool]:
-        """How a draw cuts a picture to its bucket, and whether it is mirrored after that."""
+    def crop(self, info: ImageInfo, record: Record, bucket: int, draw: Draw) -> tuple[Crop, bool]:
+        """How a draw cuts a sample's picture to its bucket, and whether it is mirrored after that."""
         flip, across, down = CounterRng(self._crop_key, *_counters(draw)).uniforms(3)
         if not self._data.random_crop:
             across = down = 0.5
         width, height = (int(side) for side in self._plan.sizes[bucket])
-        return fit(info.width, info.height, width, height, across, down), bool(flip < self._data.flip)
+        mirrored = bool(flip < self._data.flip) and not self._policies[record.source].prompter.forbids_flip(
+            record.labels
+        )
+        return fit(info.width, info.height, width, height, across, down), mirrored
 
-    def prompt(self, labels: Labels, source: int, draw: Draw) -> str:
-        """The prompt of a draw."""
-        return make_prompt(labels, self._policies[source].captions, CounterRng(self._prompt_key, *_counters(draw)))
+    def prompt(self, record: Record, draw: Draw, step: int) -> Prompt:
+        """The prompt that a draw gives to a sample in a step, counted from 0."""
+        path = record.labels.source or record.key
+        return self._policies[record.source].prompter.draw(record.labels, path, draw, step, self._limit)
 
-    def _usable(
-        self, sample: int, draw: Draw, bucket: int, at_hand: set[tuple[int, int]], excluded: frozenset[int]
-    ) -> Sample:
+    def _usable(self, sample: int, draw: Draw, task: _Task) -> Sample:
         """A sample with the choices of a draw. Raises DataFault where it cannot or must not be used."""
-        if sample in excluded:
+        if sample in task.excluded:
             raise DataFault(EXCLUDED)
         place = place_of(sample)
-        whole = (place.source, place.shard) in at_hand
-        record: Record = self._sources.read(sample, draw.epoch, whole_shard=whole)
+        record = self._sources.read(sample, draw.epoch, whole_shard=(place.source, place.shard) in task.at_hand)
         info = probe(record.image)
-        crop, mirrored = self.crop(info, bucket, draw)
+        crop, mirrored = self.crop(info, record, task.micro_batch.bucket, draw)
         red, green, blue = self._data.background
         pixels = load(record.image, crop, mirrored, (red, green, blue))
         left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
         conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)
-        prompt = self.prompt(record.labels, place.source, draw)
-        return Sample(pixels, prompt, conditioning, self._policies[place.source].loss_weight)
+        prompt = self.prompt(record, draw, task.step).text
+        return Sample(pixels, prompt, conditioning, self._policies[record.source].loss_weight)
 
-    def _substitute(
-        self, micro_batch: MicroBatch, draw: Draw, at_hand: set[tuple[int, int]], excluded: frozenset[int]
-    ) -> tuple[int, Sample]:
+    def _substitute(self, draw: Draw, task: _Task) -> tuple[int, Sample]:
         """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""
         bits = CounterRng(self._substitute_key, *_counters(draw)).bits(NEAR_TRIED + FAR_TRIED).tolist()
         # Where most of a bucket is excluded, chance finds no other, but a look at its draws one after the other does.
         bits += [bits[-1] + further for further in range(SCANNED)]
         for tried, random in enumerate(bits):
-            other = self._plan.neighbour(micro_batch, random, near=tried < NEAR_TRIED).sample
+            other = self._plan.neighbour(task.micro_batch, random, near=tried < NEAR_TRIED).sample
             try:
-                return other, self._usable(other, draw, micro_batch.bucket, at_hand, excluded)
+                return other, self._usable(other, draw, task)
             except DataFault:
                 continue
-        width, height = self._plan.sizes[micro_batch.bucket]
+        width, height = self._plan.sizes[task.micro_batch.bucket]
         raise UserError(
             f"{len(bits)} samples of the {width}×{height} bucket in a row could not be used: "
             "check the shards with `python -m data_tools index --verify`, and what data.exclude names"

@@ -30,6 +30,9 @@ class Record(NamedTuple):
 
     image: bytes
     labels: Labels
+    key: str
+    source: int
+    """Number of its source."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Sources:
             members = {name: self._read_range(index, span, span.size) for name, span in spans.items()}
         image = members.pop(IMAGE)
         labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
-        return Record(image, overlay.over(row, labels) if overlay else labels)
+        return Record(image, overlay.over(row, labels) if overlay else labels, index.key(row), place.source)
 
     def key(self, sample: int) -> str:
         """The sample's key in its source."""

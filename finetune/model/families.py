@@ -1,8 +1,6 @@
 """Loading a model's parts from a diffusers folder or the hub. Weights are read from safetensors only."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
@@ -10,8 +8,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
-
-T = TypeVar("T")
+from finetune.model.parts import load_part
 
 
 @dataclass(frozen=True)
@@ -42,33 +39,16 @@ def load_components(config: ModelConfig) -> Components:
     """
     weights = {"use_safetensors": True}
     components = Components(
-        unet=_load(UNet2DConditionModel, config, "unet", **weights),
-        vae=_load(AutoencoderKL, config, "vae", **weights),
-        text_encoder=_load(CLIPTextModel, config, "text_encoder", **weights),
-        tokenizer=_load(CLIPTokenizer, config, "tokenizer"),
+        unet=load_part(UNet2DConditionModel, config, "unet", **weights),
+        vae=load_part(AutoencoderKL, config, "vae", **weights),
+        text_encoder=load_part(CLIPTextModel, config, "text_encoder", **weights),
+        tokenizer=load_part(CLIPTokenizer, config, "tokenizer"),
     )
     _check(config, components)
     _prepare(config, components.unet)
     if config.gradient_checkpointing:
         components.text_encoder.activation_checkpointing_enable()
     return components
-
-
-def _load(part: type[T], config: ModelConfig, subfolder: str, **options: Any) -> T:
-    path = Path(config.path).expanduser()
-    if not path.exists() and config.path.count("/") != 1:
-        raise UserError(f"model.path {config.path} is neither a folder nor a hub id (OWNER/NAME): correct it")
-    try:
-        loaded: T = part.from_pretrained(  # type: ignore[attr-defined]
-            str(path) if path.exists() else config.path, subfolder=subfolder, **options
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.path {config.path} has no {subfolder} that can be loaded ({reason}): "
-            "give a folder or hub id in diffusers' layout with safetensors weights"
-        ) from error
-    return loaded
 
 
 def _check(config: ModelConfig, components: Components) -> None:

@@ -16,6 +16,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: CLIPTokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
         self.max_chunks = max_tokens // CHUNK_TOKENS
 
     def __call__(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -23,15 +24,23 @@ class PromptTokenizer:
 
         What a prompt has beyond `max_tokens` is cut.
         """
-        encoded = [self._tokenizer(p, add_special_tokens=False, verbose=False)["input_ids"] for p in prompts]
+        encoded = [self._ids(prompt) for prompt in prompts]
         longest = max((len(ids) for ids in encoded), default=0)
         chunks = min(max(1, -(-longest // CHUNK_TOKENS)), self.max_chunks)
         return np.stack([self._in_chunks(ids, chunks) for ids in encoded])
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without those that begin and end it."""
+        return len(self._ids(text))
 
     def longest(self, prompts: int) -> npt.NDArray[np.int64]:
         """The most tokens that a micro-batch can hold: int64 [prompts, max_chunks, 77]."""
         ids = [self._tokenizer.eos_token_id] * (self.max_chunks * CHUNK_TOKENS)
         return np.repeat(self._in_chunks(ids, self.max_chunks)[None], prompts, axis=0)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     def _in_chunks(self, ids: list[int], chunks: int) -> npt.NDArray[np.int64]:
         bos, eos, pad = (

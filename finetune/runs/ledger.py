@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,18 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.config import policies
 from finetune.data.images import probe
 from finetune.data.journal import Journal
 from finetune.data.plan import FILL, Draw
-from finetune.data.prepare import DataSet, PlanSettings
-from finetune.data.preparer import Preparer
-from finetune.data.samples import place_of
-from finetune.data.sources import Sources
 from finetune.errors import DataFault, UserError
 from finetune.feed import KEPT
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.watch import recipe_step
+from finetune.opened import Opened, open_recipe
 from finetune.runs.folder import AsJson, RunFolder, read_config
 
 
@@ -94,43 +89,29 @@ def sightings(run: Path, key: str) -> Iterator[dict[str, Any]]:
         yield _sighting(with_recipe, row, set(ids))
 
 
-@dataclass(frozen=True)
-class OpenedRun:
-    """What is needed to compute again what a draw was."""
-
-    sources: Sources
-    preparer: Preparer
-    sizes: Any
-    """(width, height) of every bucket: int64 [buckets, 2]."""
-
-
-def open_run(run: Path, recipe: str) -> OpenedRun:
-    """A run's data as its journal has it, prepared by one of its recipes. Raises UserError where something of it is
+def open_run(run: Path, recipe: str) -> Opened:
+    """A run's data as its journal has it, opened with one of its recipes. Raises UserError where something of it is
     missing."""
-    config = read_config(run, recipe)
     path = run / "journal.json"
     if not path.is_file():
         raise UserError(f"{run} has no journal.json: start the run once with this version")
     journal = Journal.from_plain(json.loads(path.read_text(encoding="utf-8")))
-    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
-    dataset = DataSet(config.data, settings, run / KEPT)
-    plan, sources = dataset.plan(journal), dataset.sources(journal)
-    return OpenedRun(sources, Preparer(plan, sources, config.data, policies(config), config.run.seed), plan.sizes)
+    return open_recipe(read_config(run, recipe), run / KEPT, journal)
 
 
-def _sighting(opened: OpenedRun, row: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+def _sighting(opened: Opened, row: dict[str, Any], ids: set[int]) -> dict[str, Any]:
     trained, planned = row["sample"], row["substituted_for"]
     draw = Draw(trained if planned is None else planned, row["epoch"], row["repeat"])
-    width, height = (int(side) for side in opened.sizes[row["bucket"]])
+    width, height = (int(side) for side in opened.plan.sizes[row["bucket"]])
     facts = {"step": row["step"], "slot": row["slot"], "epoch": row["epoch"], "bucket": f"{width}×{height}"}
     if trained not in ids:
         return {**facts, "crop": None, "mirrored": None, "prompt": None, "note": f"replaced by id:{trained}"}
     try:
         record = opened.sources.read(trained, draw.epoch, whole_shard=False)
-        crop, mirrored = opened.preparer.crop(probe(record.image), row["bucket"], draw)
+        crop, mirrored = opened.preparer.crop(probe(record.image), record, row["bucket"], draw)
     except DataFault as fault:
         return {**facts, "crop": None, "mirrored": None, "prompt": None, "note": f"cannot be read now: {fault}"}
-    prompt = opened.preparer.prompt(record.labels, place_of(trained).source, draw)
+    prompt = opened.preparer.prompt(record, draw, row["step"] - 1)
     cut = f"{crop.scaled_width}×{crop.scaled_height} at ({crop.left}, {crop.top})"
     note = f"in place of id:{planned}" if planned is not None else "fills up" if draw.repeat >= FILL else None
-    return {**facts, "crop": cut, "mirrored": mirrored, "prompt": prompt, "note": note}
+    return {**facts, "crop": cut, "mirrored": mirrored, "prompt": prompt.text, "note": note}

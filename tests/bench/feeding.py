@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.demo.tiny_model import train_tokenizer
-from finetune.data.config import CacheConfig, CaptionsConfig, DataConfig, Policy
+from finetune.data.config import CacheConfig, DataConfig
 from finetune.data.loader import LatentShape
 from finetune.data.prepare import PlanSettings
+from finetune.data.prompts.config import CaptionsConfig, TagsConfig
+from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.feed import Feed
 from finetune.model.text import PromptTokenizer
 from tests.bench.pictures import BUCKETS, WORDS, jpeg, pictures, write_shards
@@ -21,7 +23,7 @@ NO_LATENTS = LatentShape(1, 256)
 SHARDS, SAMPLES = 16, 32
 STEPS = SHARDS * SAMPLES // GLOBAL_BATCH
 IMAGES = STEPS * GLOBAL_BATCH
-POLICIES = [Policy(CaptionsConfig(tag_drop=0.15), 1.0)]
+POLICIES = [Policy(Prompter(CaptionsConfig(tags=TagsConfig(drop=0.15)), SEED), 1.0)]
 """As in conf/hyperfusion.yaml."""
 MAX_TOKENS = 525
 

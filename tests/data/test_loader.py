@@ -4,28 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.config import CaptionsConfig, DataConfig, Policy
+from finetune.data.config import DataConfig
 from finetune.data.index import Index
 from finetune.data.journal import Exclusion
 from finetune.data.loader import Batch, LatentShape, MicroBatches, open_loader
 from finetune.data.plan import Plan
 from finetune.data.preparer import EXCLUDED, Preparer
+from finetune.data.prompts.config import CaptionsConfig, TagsConfig
+from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.samples import place_of
 from finetune.errors import UserError
-from tests.helpers import data_config, open_data
+from tests.helpers import WORDS, Letters, data_config, open_data
 
 STEPS = 4
-
-
-def length(prompts: list[str]) -> np.ndarray:
-    """A stand-in for the tokenizer that tells prompts apart: int64 [prompts, 1, 77]."""
-    rows = [[ord(c) for c in p.ljust(77)[:77]] for p in prompts]
-    return np.array(rows, dtype=np.int64)[:, None]
 
 
 def settings(folder: Path, **changes: object) -> DataConfig:
@@ -47,12 +42,12 @@ def dataset(
     if exclusion:
         journal = journal.with_exclusion(exclusion)
     plan, sources = opened.plan(journal), opened.sources(journal)
-    policy = policy or Policy(CaptionsConfig(tag_drop=0.1), 1.0)
+    policy = policy or Policy(Prompter(CaptionsConfig(tags=TagsConfig(drop=0.1)), seed), 1.0)
     batches = MicroBatches(
         plan,
         journal,
-        Preparer(plan, sources, data, [policy], seed),
-        length,
+        Preparer(plan, sources, data, [policy], WORDS, seed),
+        Letters(),
         LatentShape(4, 8),
         timesteps=1000,
         seed=seed,
@@ -154,7 +149,7 @@ def test_a_mirrored_crop_is_told_in_the_mirrored_picture(shards: Path) -> None:
 
 
 def test_a_source_s_loss_weight_comes_with_its_samples(shards: Path) -> None:
-    batches, _ = dataset(shards, policy=Policy(CaptionsConfig(), 0.25))
+    batches, _ = dataset(shards, policy=Policy(Prompter(CaptionsConfig(), 5), 0.25))
     assert batches[0].loss_weights.tolist() == [0.25] * 4
 
 

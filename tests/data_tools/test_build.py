@@ -57,7 +57,7 @@ def test_everything_arrives_and_what_cannot_is_named(pictures: Path, tmp_path: P
     }
     originals = {p.read_bytes(): p for p in pictures.rglob("*") if p.suffix in {".png", ".jpg", ".webp"}}
     assert set(index.width) == set(index.height) == {150}
-    for image, labels in read_all(tmp_path / "out"):
+    for image, labels, *_ in read_all(tmp_path / "out"):
         path = originals[image]  # the very bytes of the file
         expected = {
             0: (("dog", "big dog", "grass"), ()),

@@ -114,7 +114,7 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
     index = Index.load(shards)
     overlay.write_text(json.dumps({"id": 0, "tags": ["first edition"]}) + "\n")
     source = f"data.sources={{main: {{path: {shards}, overlay: {{path: {overlay}}}}}}}"
-    overrides = ("data.shards=null", source, "captions.drop=0", "captions.caption_weight=0", "captions.tags_weight=1")
+    overrides = ("data.shards=null", source, "captions.drop=0", "captions.mix.caption=0", "captions.mix.tags=1")
     run = train(tmp_path / "runs", tiny_model, 4, *overrides)
 
     shutil.copy(make_shards("more", count=20) / "shard-00000.tar", shards / "another.tar")
@@ -148,7 +148,7 @@ def test_an_overlay_that_changes_while_the_run_goes_on(shards: Path, tmp_path: P
     overlay, index = tmp_path / "overlay.jsonl", Index.load(shards)
     overlay.write_text(json.dumps({"key": index.key(0), "tags": ["before"]}))
     source = f"data.sources={{main: {{path: {shards}, overlay: {{path: {overlay}}}}}}}"
-    overrides = ("data.shards=null", source, "captions.drop=0", "captions.caption_weight=0")
+    overrides = ("data.shards=null", source, "captions.drop=0", "captions.mix.caption=0")
     command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 30, *overrides)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)

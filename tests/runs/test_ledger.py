@@ -8,15 +8,15 @@ import pytest
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from finetune.config import BatchConfig, Config, RunConfig, policies, resolved
-from finetune.data.config import CaptionsConfig
+from finetune.config import BatchConfig, Config, RunConfig, resolved
 from finetune.data.index import Index
 from finetune.data.plan import FILL
 from finetune.data.prepare import DataSet, PlanSettings
-from finetune.data.preparer import Preparer
+from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.monitor.ledger import SCHEMA, Ledger
+from finetune.opened import open_recipe
 from finetune.phases import PhaseConfig
 from finetune.runs.__main__ import app
 from finetune.runs.ledger import epochs, sightings
@@ -26,16 +26,16 @@ SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
 STEPS = 4
 
 
-def write_run(folder: Path, shards: Path) -> Config:
+def write_run(folder: Path, shards: Path, model: Path) -> Config:
     """A run of four steps in which one draw was replaced."""
     data = data_config(shards, flip=0.5, random_crop=True)
     config = Config(
         RunConfig("run", str(folder.parent), 3),
         BatchConfig(4, 16),
         [PhaseConfig(steps=STEPS)],
-        ModelConfig(path="model"),
+        ModelConfig(path=str(model)),
         data,
-        CaptionsConfig(tag_drop=0.3),
+        CaptionsConfig(tags=TagsConfig(drop=0.3)),
     )
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(resolved(config)), folder / "config.yaml")
@@ -50,27 +50,24 @@ def write_run(folder: Path, shards: Path) -> Config:
     return config
 
 
-def test_a_sample_s_draws_are_those_that_were_trained(shards: Path, tmp_path: Path) -> None:
-    config = write_run(tmp_path / "run", shards)
-    dataset = DataSet(config.data, SETTINGS, tmp_path / "again")
-    journal = dataset.began()
-    plan, sources = dataset.plan(journal), dataset.sources(journal)
-    preparer = Preparer(plan, sources, config.data, policies(config), SETTINGS.seed)
-    micro_batch = plan.step(2)[1]
-    trained = preparer.prepare(2, micro_batch, frozenset(), [])
+def test_a_sample_s_draws_are_those_that_were_trained(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path / "run", shards, tiny_model)
+    opened = open_recipe(config, tmp_path / "again")
+    micro_batch = opened.plan.step(2)[1]
+    trained = opened.preparer.prepare(2, micro_batch, frozenset(), [])
     for i, (draw, sample) in enumerate(zip(micro_batch.draws, trained, strict=True)):
         seen = {(row["step"], row["slot"]): row for row in sightings(tmp_path / "run", f"id:{draw.sample}")}
         row = seen[3, micro_batch.first_slot + i]
         assert row["prompt"] == sample.prompt
-        width, height = plan.sizes[micro_batch.bucket]
+        width, height = opened.plan.sizes[micro_batch.bucket]
         assert row["bucket"] == f"{width}×{height}"
         left = int(row["crop"].partition("(")[2].partition(",")[0])
         assert row["mirrored"] or left == sample.size_and_crop[3]
         assert row["epoch"] == draw.epoch
 
 
-def test_replaced_draws_name_each_other(shards: Path, tmp_path: Path) -> None:
-    config = write_run(tmp_path / "run", shards)
+def test_replaced_draws_name_each_other(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path / "run", shards, tiny_model)
     dataset = DataSet(config.data, SETTINGS, tmp_path / "again")
     replaced = dataset.plan(dataset.began()).step(1)[1].draws[1].sample
     stand_in = sample_ids(Index.load(shards))[0]
@@ -80,8 +77,8 @@ def test_replaced_draws_name_each_other(shards: Path, tmp_path: Path) -> None:
     assert other[2] == f"in place of id:{replaced}"
 
 
-def test_a_key_that_is_not_there(shards: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", shards)
+def test_a_key_that_is_not_there(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", shards, tiny_model)
     with pytest.raises(UserError, match=r"no sample of .* has the key 'nothing'"):
         list(sightings(tmp_path / "run", "nothing"))
 
@@ -102,16 +99,16 @@ def test_epochs_are_summed_up() -> None:
     assert second["draws"] == second["samples"] == 1
 
 
-def test_the_command_shows_a_table(shards: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", shards)
+def test_the_command_shows_a_table(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", shards, tiny_model)
     done = CliRunner().invoke(app, ["ledger", str(tmp_path / "run")])
     assert done.exit_code == 0
     assert "filled" in done.output
 
 
-def test_a_draw_is_told_by_the_recipe_of_its_step(shards: Path, tmp_path: Path) -> None:
+def test_a_draw_is_told_by_the_recipe_of_its_step(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = write_run(run, shards)
+    config = write_run(run, shards, tiny_model)
     (run / "recipes").mkdir()
     OmegaConf.save(OmegaConf.create(resolved(config)), run / "recipes" / "step-00000000.yaml")
     config.captions.drop = 1.0

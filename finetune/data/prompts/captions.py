@@ -1,0 +1,43 @@
+"""What becomes of a sample's captions: one is drawn, and of it a line, or its sentences in another order."""
+
+from enum import IntEnum
+
+from finetune.data.hashing import CounterRng
+from finetune.data.labels import Labels
+from finetune.data.prompts.config import CaptionConfig
+from finetune.data.prompts.writing import clean, resolve_wildcards, shuffle_sentences
+
+
+class Purpose(IntEnum):
+    """What a draw's choices about captions are for; each has a stream of its own."""
+
+    WHICH, LINE, WILDCARDS, SENTENCES = range(5, 9)
+
+
+class CaptionPolicy:
+    """What one recipe makes of captions."""
+
+    def __init__(self, config: CaptionConfig, *, wildcards: bool) -> None:
+        self._config = config
+        self._wildcards = wildcards
+
+    def has_any(self, labels: Labels) -> bool:
+        """Whether there is a caption whose weight is not 0."""
+        return bool(labels.captions) and (not self._config.weights or max(self._weights(labels)) > 0)
+
+    def draw(self, labels: Labels, rng: CounterRng) -> str:
+        """A caption of a sample that has any, as one draw has it."""
+        caption = labels.captions[rng.fork(Purpose.WHICH).weighted(self._weights(labels))]
+        lines = [line for line in caption.splitlines() if line.strip()]
+        if len(lines) > 1 and self._config.lines != "all":
+            caption = lines[rng.fork(Purpose.LINE).integer(len(lines)) if self._config.lines == "random" else 0]
+        if self._wildcards:
+            caption = resolve_wildcards(caption, rng.fork(Purpose.WILDCARDS))
+        caption = clean(caption)
+        if self._config.shuffle_sentences:
+            caption = shuffle_sentences(caption, rng.fork(Purpose.SENTENCES))
+        return caption
+
+    def _weights(self, labels: Labels) -> list[float]:
+        names = labels.caption_names or tuple(str(number) for number in range(1, len(labels.captions) + 1))
+        return [self._config.weights.get(name, 1.0) for name in names]

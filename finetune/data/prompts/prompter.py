@@ -1,0 +1,177 @@
+"""From a sample's labels to the prompt of a draw. The order of the policies is that of `Prompter.draw`."""
+
+from enum import IntEnum
+from functools import partial
+from itertools import chain, product
+from typing import NamedTuple
+
+from finetune.data.hashing import CounterRng, purpose_key
+from finetune.data.labels import Labels, concept
+from finetune.data.plan import Draw
+from finetune.data.prompts.captions import CaptionPolicy
+from finetune.data.prompts.config import CaptionsConfig, MixConfig
+from finetune.data.prompts.length import Parts, TokenLimit, fit
+from finetune.data.prompts.lists import canonical
+from finetune.data.prompts.patterns import Patterns
+from finetune.data.prompts.tags import Gone, Stored, Tag, TagPolicy, tags_of
+from finetune.data.prompts.writing import clean, resolve_wildcards
+from finetune.errors import UserError
+
+FORMS = {
+    "tags": ("tags",),
+    "caption": ("caption",),
+    "tags_caption": ("tags", "caption"),
+    "caption_tags": ("caption", "tags"),
+    "missing": ("caption",),
+}
+"""The parts of each form of a prompt, in order. A sample is "missing" that has nothing of what `captions.mix` asks for;
+the recipe's word for it is its caption."""
+EMPTIED = "emptied"
+"""Form of the prompts that the recipe empties."""
+SENTENCE_ENDS = (".", "!", "?", "。")
+FILEWORDS, NAME, FOLDER = "[filewords]", "[name]", "[folder]"
+
+
+class Purpose(IntEnum):
+    """What a draw's choices about the whole prompt are for; each has a stream of its own."""
+
+    EMPTY, FORM, TEMPLATE, WILDCARDS = range(9, 13)
+
+
+class Prompt(NamedTuple):
+    """The prompt of a draw, and how it came about."""
+
+    text: str
+    form: str
+    """One of FORMS, or EMPTIED."""
+    tags: tuple[str, ...]
+    """The tags in it, in order."""
+    tokens: int
+    gone: tuple[Gone, ...]
+
+
+class Policy(NamedTuple):
+    """What one source asks for."""
+
+    prompter: "Prompter"
+    loss_weight: float
+
+
+class Prompter:
+    """Draws prompts as one recipe wants them. Every choice is a function of (seed, draw), and each kind of choice has
+    a stream of its own, so that a policy more or less leaves the choices of the others as they were."""
+
+    def __init__(self, config: CaptionsConfig, seed: int) -> None:
+        """Read the lists that the recipe names.
+
+        Raises:
+            UserError: one of them is missing or broken.
+        """
+        self.config = config
+        self._key = purpose_key(seed, "prompt")
+        no_flip = Patterns(config.no_flip)
+        self._tags = TagPolicy(config.tags, no_flip, wildcards=config.wildcards, seed=seed)
+        self._captions = CaptionPolicy(config.caption, wildcards=config.wildcards)
+        self._no_flip = no_flip
+        self._mixes = {has: effective_mix(config.mix, *has) for has in product((False, True), repeat=2)}
+        self._name = clean(config.name)
+        templates = config.templates or ([f"{NAME}{config.tags.separator}{FILEWORDS}"] if self._name else [FILEWORDS])
+        self._frames = [clean(f"{config.prefix} {template} {config.suffix}") for template in templates]
+        if not self._name and any(NAME in frame for frame in self._frames):
+            raise UserError(f"captions.templates ask for {NAME}, but captions.name is empty: give it")
+
+    def draw(self, labels: Labels, path: str, draw: Draw, step: int, limit: TokenLimit) -> Prompt:
+        """The prompt of a draw.
+
+        Args:
+            path: where the sample lies in its tree, or its key; its folder may give the prompt.
+            step: optimizer step of the draw, counted from 0; only the warm-up of tags asks for it.
+        """
+        rng = CounterRng(self._key, draw.epoch, draw.sample, draw.repeat)
+        if self._is_emptied(draw.epoch, rng):
+            return Prompt("", EMPTIED, (), 0, ())
+        form, frame, gone = self._form(labels, rng), self._frame(rng), list[Gone]()
+        tags, caption = Stored([], [], []), ""
+        if "tags" in FORMS[form]:
+            stored = self._tags.stored(labels, rng, gone)
+            tags = self._tags.draw(self._unnamed(stored, frame, gone), rng, step, gone)
+        if form == "missing":
+            caption = clean(self.config.missing.replace(FOLDER, folder_of(path)))
+        elif "caption" in FORMS[form]:
+            caption = self._captions.draw(labels, rng)
+        if frame != FILEWORDS:
+            frame = frame.replace(NAME, self._name).replace(FOLDER, folder_of(path))
+        write = partial(self._write, form, frame)
+        fitting = fit(Parts(tags, caption, caption_first=form == "caption_tags"), write, limit, gone)
+        return Prompt(fitting.text, form, tuple(fitting.tags), fitting.tokens, tuple(gone))
+
+    def stored(self, labels: Labels) -> list[Tag]:
+        """All of a sample's tags as they are before a draw, each once; a wildcard among them is resolved in one of its
+        ways."""
+        return tags_of(self._tags.stored(labels, CounterRng(self._key), []))
+
+    def implied_pairs(self, tags: list[Tag]) -> list[tuple[Tag, Tag]]:
+        """All (tag, other that it implies) among some tags."""
+        return self._tags.implied_pairs(tags)
+
+    def forbids_flip(self, labels: Labels) -> str | None:
+        """The pattern because of which a sample must not be mirrored; None where it may be."""
+        if not self.config.no_flip:
+            return None
+        by_tag = (tag.no_flip for tag in map(self._tags.tag, labels.tags))
+        by_caption = (self._no_flip.words(clean(caption)) for caption in labels.captions)
+        return next(filter(None, chain(by_tag, by_caption)), None)
+
+    def _is_emptied(self, epoch: int, rng: CounterRng) -> bool:
+        every = self.config.drop_every_epochs
+        return bool(every and (epoch + 1) % every == 0) or rng.fork(Purpose.EMPTY).uniform() < self.config.drop
+
+    def _form(self, labels: Labels, rng: CounterRng) -> str:
+        mix = self._mixes[bool(labels.tags), self._captions.has_any(labels)]
+        return list(mix)[rng.fork(Purpose.FORM).weighted(list(mix.values()))] if mix else "missing"
+
+    def _frame(self, rng: CounterRng) -> str:
+        """Prefix, template and suffix of a draw."""
+        frame = self._frames[rng.fork(Purpose.TEMPLATE).integer(len(self._frames)) if len(self._frames) > 1 else 0]
+        return resolve_wildcards(frame, rng.fork(Purpose.WILDCARDS)) if self.config.wildcards else frame
+
+    def _unnamed(self, tags: Stored, frame: str, gone: list[Gone]) -> Stored:
+        """Tags without the name where the template says it."""
+        name = canonical(self._name)
+        if NAME not in frame or all(tag.name != name for tag in tags_of(tags)):
+            return tags
+        gone += [Gone(tag.text, "in the template") for tag in tags_of(tags) if tag.name == name]
+        return Stored(*([tag for tag in section if tag.name != name] for section in tags))
+
+    def _write(self, form: str, frame: str, tags: list[str], caption: str) -> str:
+        """The prompt of some tags and a caption."""
+        separator = self.config.tags.separator
+        parts = {"tags": separator.join(tags), "caption": caption}
+        first, *second = [parts[name] for name in FORMS[form] if parts[name]] or [""]
+        ends = form == "caption_tags" and first.endswith(SENTENCE_ENDS)
+        words = (" " if ends else separator).join((first, *second))
+        if frame == FILEWORDS:
+            return words
+        if words:
+            return clean(frame.replace(FILEWORDS, words))
+        # What stood between the words and the rest of the frame would be left over.
+        pieces = (clean(piece.replace(FILEWORDS, "")) for piece in frame.split(separator.strip() or None))
+        return separator.join(filter(None, pieces))
+
+
+def effective_mix(mix: MixConfig, has_tags: bool, has_caption: bool) -> dict[str, float]:
+    """The share of each form among the prompts of samples that have tags, captions or both; nothing for those that
+    have nothing of what is asked for."""
+    there = {"tags": has_tags, "caption": has_caption}
+    weights = dict.fromkeys(("tags", "caption", "tags_caption", "caption_tags"), 0.0)
+    for form in tuple(weights):
+        parts = [part for part in FORMS[form] if there[part]]
+        if parts:
+            weights[form if len(parts) == len(FORMS[form]) else parts[0]] += getattr(mix, form)
+    total = sum(weights.values())
+    return {form: weight / total for form, weight in weights.items() if weight}
+
+
+def folder_of(path: str) -> str:
+    """The name of a sample's folder, for a prompt."""
+    return clean(concept(path)[1])
