@@ -22,17 +22,15 @@ T = TypeVar("T")
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _INTEGERS = int(_GAMMA), int(_MIX_1), int(_MIX_2)
 _WORD = (1 << 64) - 1
 
 
 def splitmix64(x: npt.ArrayLike) -> U64:
     """The SplitMix64 finaliser of `x + gamma`, element by element. A bijection of the 64-bit integers."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(x, dtype=np.uint64) + _GAMMA
-        z = (z ^ (z >> np.uint64(30))) * _MIX_1
-        z = (z ^ (z >> np.uint64(27))) * _MIX_2
-        return z ^ (z >> np.uint64(31))
+    with np.errstate(over="ignore"):  # single numbers would warn, arrays do not
+        return _finalised(np.asarray(x, dtype=np.uint64))
 
 
 def purpose_key(seed: int, purpose: str) -> int:
@@ -81,7 +79,7 @@ class CounterRng:
         """`n` 64-bit integers."""
         states = np.uint64(self._state) + np.arange(n, dtype=np.uint64) * _GAMMA
         self._state = self._state + n * _INTEGERS[0] & _WORD
-        return splitmix64(states)
+        return _finalised(states)
 
     def uniform(self) -> float:
         """A float in [0, 1)."""
@@ -116,6 +114,13 @@ class CounterRng:
         terms = np.take(_half_normal_quantiles(), raw.astype("<u8", copy=False).view("<u2"))
         deviates: npt.NDArray[np.float32] = terms[: len(terms) // 2] + terms[len(terms) // 2 :]
         return deviates[:count].reshape(shape)
+
+
+def _finalised(x: U64) -> U64:
+    z = x + _GAMMA
+    z = (z ^ (z >> _30)) * _MIX_1
+    z = (z ^ (z >> _27)) * _MIX_2
+    return z ^ (z >> _31)
 
 
 def _mixed(x: int) -> int:

@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: `python -m tests.bench [images read loader http plan resume shuffle]`.
+"""All benchmarks, or those named: `python -m tests.bench [images read loader http plan resume shuffle prompts]`.
 
 Prints a line of JSON per figure as it comes and a table at the end, and writes `.bench/bench.json`.
 """
@@ -35,6 +35,8 @@ BARS = {
     "data.resume_first_batch_s": "< 3",
     "data.http_vs_local": "≥ 0.7",
     "data.http_30ms_vs_local": "≥ 0.5",
+    "prompts.per_s": "≥ 8,000",
+    "prompts.share_of_decoding": "≤ 0.01",
 }
 """What the figures should meet; nothing here fails where they do not."""
 WIDTH = 150

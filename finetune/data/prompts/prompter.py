@@ -100,7 +100,7 @@ class Prompter:
         elif "caption" in FORMS[form]:
             caption = self._captions.draw(labels, rng)
         if frame != FILEWORDS:
-            frame = frame.replace(NAME, self._name).replace(FOLDER, folder_of(path))
+            frame = clean(frame.replace(NAME, self._name).replace(FOLDER, folder_of(path)))
         write = partial(self._write, form, frame)
         fitting = fit(Parts(tags, caption, caption_first=form == "caption_tags"), write, limit, gone)
         return Prompt(fitting.text, form, tuple(fitting.tags), fitting.tokens, tuple(gone))
@@ -118,7 +118,7 @@ class Prompter:
         """The pattern because of which a sample must not be mirrored; None where it may be."""
         if not self.config.no_flip:
             return None
-        by_tag = (tag.no_flip for tag in map(self._tags.tag, labels.tags))
+        by_tag = (tag.no_flip for tag in self._tags.tags(labels))
         by_caption = (self._no_flip.words(clean(caption)) for caption in labels.captions)
         return next(filter(None, chain(by_tag, by_caption)), None)
 
@@ -133,7 +133,11 @@ class Prompter:
     def _frame(self, rng: CounterRng) -> str:
         """Prefix, template and suffix of a draw."""
         frame = self._frames[rng.fork(Purpose.TEMPLATE).integer(len(self._frames)) if len(self._frames) > 1 else 0]
-        return resolve_wildcards(frame, rng.fork(Purpose.WILDCARDS)) if self.config.wildcards else frame
+        return (
+            clean(resolve_wildcards(frame, rng.fork(Purpose.WILDCARDS)))
+            if self.config.wildcards and "{" in frame
+            else frame
+        )
 
     def _unnamed(self, tags: Stored, frame: str, gone: list[Gone]) -> Stored:
         """Tags without the name where the template says it."""
@@ -153,7 +157,7 @@ class Prompter:
         if frame == FILEWORDS:
             return words
         if words:
-            return clean(frame.replace(FILEWORDS, words))
+            return frame.replace(FILEWORDS, words)
         # What stood between the words and the rest of the frame would be left over.
         pieces = (clean(piece.replace(FILEWORDS, "")) for piece in frame.split(separator.strip() or None))
         return separator.join(filter(None, pieces))

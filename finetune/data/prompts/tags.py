@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
-from itertools import compress, repeat
-from operator import not_
+from itertools import repeat
 from typing import NamedTuple
 
 from finetune.data.hashing import CounterRng, purpose_key
@@ -22,7 +21,7 @@ TAGS_KEPT = 1 << 16
 class Purpose(IntEnum):
     """What a draw's choices about tags are for; each has a stream of its own."""
 
-    WILDCARDS, SPARSE, DROP, IMPLICATIONS, ORDER = range(5)
+    WILDCARDS, SPARSE, EACH = range(3)
 
 
 class Tag(NamedTuple):
@@ -85,7 +84,9 @@ class TagPolicy:
         self._never_drop = Patterns(config.never_drop)
         self._remove = Patterns(config.remove)
         self._no_flip = no_flip
-        self._reads_marks = bool(config.keep_separator or config.split or wildcards)
+        self._marks = [mark for mark in (config.keep_separator, config.split, "{" if wildcards else "") if mark]
+        self._category_drop = {category.lower(): share for category, share in config.category_drop.items()}
+        self._likelihood = lru_cache(maxsize=TAGS_KEPT)(self._implications.probability)
         self.tag = lru_cache(maxsize=TAGS_KEPT)(self._tag)
 
     def _tag(self, stored: str, category: str = "") -> Tag:
@@ -95,8 +96,8 @@ class TagPolicy:
         name = self._aliases.resolve(own_name)
         category = category.lower() or self._categories.get(name, "")
         drop, sparse_drop, reason = self._config.drop, self._config.sparse_drop, "by chance"
-        if category in self._config.category_drop:
-            drop, reason = self._config.category_drop[category], f"category {category}"
+        if category in self._category_drop:
+            drop, reason = self._category_drop[category], f"category {category}"
             sparse_drop = max(sparse_drop, drop)
         if protected := self._never_drop.tag(name, category) is not None:
             drop = sparse_drop = 0.0
@@ -116,16 +117,21 @@ class TagPolicy:
             no_flip=self._no_flip.tag(name, category),
         )
 
+    def tags(self, labels: Labels) -> list[Tag]:
+        """A sample's tags, one for one."""
+        return list(map(self.tag, labels.tags, labels.categories) if labels.categories else map(self.tag, labels.tags))
+
     def stored(self, labels: Labels, rng: CounterRng, gone: list[Gone]) -> Stored:
         """A sample's tags as the recipe writes them, each once; those that come again are added to `gone`.
 
         Args:
             rng: of the draw; wildcards are resolved with it.
         """
-        if self._reads_marks:
+        written = "\n".join(labels.tags) if self._marks else ""
+        if any(mark in written for mark in self._marks):
             tags = self._marked(labels, rng.fork(Purpose.WILDCARDS))
         else:
-            tags = list(map(self.tag, labels.tags, labels.categories or repeat("")))
+            tags = self.tags(labels)
         tags = self._each_once(tags, gone)
         if not self._config.keep_separator or MARK not in tags:
             first = self._config.keep_first
@@ -143,13 +149,19 @@ class TagPolicy:
             step: optimizer step of the draw, counted from 0.
         """
         body = self._warmed_up(stored.body, step, gone)
-        body = self._dropped(body, rng, gone, all_may_go=bool(stored.head or stored.tail))
-        body = self._without_implied(stored._replace(body=body), rng.fork(Purpose.IMPLICATIONS), gone)
+        # Every tag has its own chances, so that no policy's choices depend on what the others are.
+        drop, implied, rank = rng.fork(Purpose.EACH).uniforms(3 * len(body)).reshape(3, len(body)).tolist()
+        sparse = rng.fork(Purpose.SPARSE).uniform() < self._config.sparse
+        stays = _staying(body, drop, gone, sparse=sparse, all_may_go=bool(stored.head or stored.tail))
+        if self._implications:
+            there = [*stored.head, *[body[place] for place in stays], *stored.tail]
+            stays = self._without_implied(body, stays, there, implied, gone)
         if self._config.shuffle:
-            body = rng.fork(Purpose.ORDER).shuffled(body)
+            stays.sort(key=rank.__getitem__)
         if self._config.important:
-            body = [tag for tag in body if tag.important] + [tag for tag in body if not tag.important]
-        return stored._replace(body=body)
+            later = [not tag.important for tag in body]
+            stays.sort(key=later.__getitem__)
+        return Stored(stored.head, [body[place] for place in stays], stored.tail)
 
     def implied_pairs(self, tags: Sequence[Tag]) -> list[tuple[Tag, Tag]]:
         """All (tag, other that it implies) among some tags."""
@@ -170,6 +182,8 @@ class TagPolicy:
 
     def _each_once(self, tags: list[Tag], gone: list[Gone]) -> list[Tag]:
         """Those that a prompt may have, without those that come again."""
+        if len({tag.name for tag in tags if tag.usable}) == len(tags):
+            return tags
         seen: set[str] = set()
         kept = []
         for tag in tags:
@@ -190,40 +204,39 @@ class TagPolicy:
         gone += [Gone(tag.text, "warm-up") for tag in body[count:]]
         return body[:count]
 
-    def _dropped(self, body: list[Tag], rng: CounterRng, gone: list[Gone], *, all_may_go: bool) -> list[Tag]:
-        """Tags without those that chance drops. Where none is left, the one nearest to staying does."""
-        sparse = rng.fork(Purpose.SPARSE).uniform() < self._config.sparse
-        chances = rng.fork(Purpose.DROP).uniforms(len(body)).tolist()
-        shares = [tag.sparse_drop for tag in body] if sparse else [tag.drop for tag in body]
-        stays = [chance >= share for chance, share in zip(chances, shares, strict=True)]
-        if not (any(stays) or all_may_go):
-            may_stay = [number for number, tag in enumerate(body) if tag.drop < 1.0]
-            if may_stay:
-                stays[max(may_stay, key=chances.__getitem__)] = True
-        for tag in compress(body, map(not_, stays)):
-            gone.append(Gone(tag.text, "sparse prompt" if sparse and tag.drop < 1.0 else tag.reason))
-        return list(compress(body, stays))
-
-    def _without_implied(self, tags: Stored, rng: CounterRng, gone: list[Gone]) -> list[Tag]:
-        """The body without tags that others still there imply, each dropped by the most probable of its pairs."""
-        if not self._implications:
-            return tags.body
+    def _without_implied(
+        self, body: list[Tag], stays: list[int], there: list[Tag], chances: list[float], gone: list[Gone]
+    ) -> list[int]:
+        """Places of the body but of tags that others still there imply, each dropped by the likeliest of its pairs."""
         likeliest: dict[str, tuple[float, str]] = {}
-        there = tags_of(tags)
         names = {tag.name for tag in there}
         for tag in there:
             if names.isdisjoint(tag.implies):
                 continue
             for implied in tag.implies & names:
-                pair = (self._implications.probability(tag.name, implied), tag.text)
+                pair = (self._likelihood(tag.name, implied), tag.text)
                 likeliest[implied] = max(pair, likeliest.get(implied, pair))
         kept = []
-        for tag in tags.body:
-            if tag.name in likeliest and not tag.protected and rng.uniform() < likeliest[tag.name][0]:
+        for place in stays:
+            tag = body[place]
+            if tag.name in likeliest and chances[place] < likeliest[tag.name][0] and not tag.protected:
                 gone.append(Gone(tag.text, f"implied by {likeliest[tag.name][1]}"))
             else:
-                kept.append(tag)
+                kept.append(place)
         return kept
+
+
+def _staying(body: list[Tag], chances: list[float], gone: list[Gone], *, sparse: bool, all_may_go: bool) -> list[int]:
+    """Places of the tags that chance does not drop. Where it would drop all, the one nearest to staying does."""
+    shares = [tag.sparse_drop for tag in body] if sparse else [tag.drop for tag in body]
+    stays = [place for place, share in enumerate(shares) if chances[place] >= share]
+    if not (stays or all_may_go):
+        may_stay = [place for place, tag in enumerate(body) if tag.drop < 1.0]
+        stays = [max(may_stay, key=chances.__getitem__)] if may_stay else []
+    for place in sorted({*range(len(body))}.difference(stays)):
+        tag = body[place]
+        gone.append(Gone(tag.text, "sparse prompt" if sparse and tag.drop < 1.0 else tag.reason))
+    return stays
 
 
 def _categories(config: TagsConfig) -> Mapping[str, str]:
@@ -233,7 +246,7 @@ def _categories(config: TagsConfig) -> Mapping[str, str]:
     categories = read_categories(config.categories.file, config.categories.site)
     known = {*CATEGORIES[config.categories.site].values(), *categories.values()}
     for category in config.category_drop:
-        if category not in known:
+        if category.lower() not in known:
             raise UserError(f"captions.tags.category_drop has {category!r}: use one of {', '.join(sorted(known))}")
     return categories
 

@@ -244,6 +244,8 @@ TAGGED = Labels(("fox", "snow"))
         (TAGGED, {"templates": ["[filewords], [folder]"]}, "fox, snow, red fox"),
         (Labels(captions=("It sits.",)), {"name": "sks"}, "sks, It sits."),
         (Labels(("[name]",)), {"name": "sks"}, "sks, [name]"),
+        (TAGGED, {"templates": ["{a|b} [filewords]"]}, "{a|b} fox, snow"),
+        (TAGGED, {"templates": ["{a|a} [filewords]{ |  }!"], "wildcards": True}, "a fox, snow !"),
     ],
 )
 def test_templates_names_and_folders(labels: Labels, settings: dict[str, Any], expected: str) -> None:
