@@ -81,6 +81,10 @@ class CounterRng:
         self._state = self._state + n * _INTEGERS[0] & _WORD
         return _finalised(states)
 
+    def at(self, place: int) -> float:
+        """The float in [0, 1) at a place of the stream, which does not move; place 0 is what `uniform` would give."""
+        return (_mixed(self._state + place * _INTEGERS[0] & _WORD) >> 11) * 2.0**-53
+
     def uniform(self) -> float:
         """A float in [0, 1)."""
         mixed = _mixed(self._state)
@@ -95,12 +99,6 @@ class CounterRng:
         """An integer in [0, n)."""
         return int(self.uniform() * n)
 
-    def weighted(self, weights: Sequence[float]) -> int:
-        """An index of `weights`, each as probable as its share of their sum, which is above 0."""
-        sums = list(accumulate(weights))
-        # Rounding may take the product up to the sum itself.
-        return min(bisect_right(sums, self.uniform() * sums[-1]), bisect_left(sums, sums[-1]))
-
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """The items in a random order."""
         return [items[i] for i in shuffled_order(self.bits(len(items))).tolist()]
@@ -114,6 +112,14 @@ class CounterRng:
         terms = np.take(_half_normal_quantiles(), raw.astype("<u8", copy=False).view("<u2"))
         deviates: npt.NDArray[np.float32] = terms[: len(terms) // 2] + terms[len(terms) // 2 :]
         return deviates[:count].reshape(shape)
+
+
+def weighted(choice: float, weights: Sequence[float]) -> int:
+    """An index of `weights`, each as probable as its share of their sum, which is above 0, if `choice` is uniform in
+    [0, 1)."""
+    sums = list(accumulate(weights))
+    # Rounding may take the product up to the sum itself.
+    return min(bisect_right(sums, choice * sums[-1]), bisect_left(sums, sums[-1]))
 
 
 def _finalised(x: U64) -> U64:

@@ -1,17 +1,10 @@
 """What becomes of a sample's captions: one is drawn, and of it a line, or its sentences in another order."""
 
-from enum import IntEnum
-
-from finetune.data.hashing import CounterRng
+from finetune.data.hashing import CounterRng, weighted
 from finetune.data.labels import Labels
+from finetune.data.prompts.choices import Choice
 from finetune.data.prompts.config import CaptionConfig
 from finetune.data.prompts.writing import clean, resolve_wildcards, shuffle_sentences
-
-
-class Purpose(IntEnum):
-    """What a draw's choices about captions are for; each has a stream of its own."""
-
-    WHICH, LINE, WILDCARDS, SENTENCES = range(5, 9)
 
 
 class CaptionPolicy:
@@ -27,15 +20,15 @@ class CaptionPolicy:
 
     def draw(self, labels: Labels, rng: CounterRng) -> str:
         """A caption of a sample that has any, as one draw has it."""
-        caption = labels.captions[rng.fork(Purpose.WHICH).weighted(self._weights(labels))]
+        caption = labels.captions[weighted(rng.at(Choice.CAPTION), self._weights(labels))]
         lines = [line for line in caption.splitlines() if line.strip()]
         if len(lines) > 1 and self._config.lines != "all":
-            caption = lines[rng.fork(Purpose.LINE).integer(len(lines)) if self._config.lines == "random" else 0]
+            caption = lines[int(rng.at(Choice.LINE) * len(lines)) if self._config.lines == "random" else 0]
         if self._wildcards:
-            caption = resolve_wildcards(caption, rng.fork(Purpose.WILDCARDS))
+            caption = resolve_wildcards(caption, rng.fork(Choice.CAPTION_WILDCARDS))
         caption = clean(caption)
         if self._config.shuffle_sentences:
-            caption = shuffle_sentences(caption, rng.fork(Purpose.SENTENCES))
+            caption = shuffle_sentences(caption, rng.fork(Choice.SENTENCES))
         return caption
 
     def _weights(self, labels: Labels) -> list[float]:

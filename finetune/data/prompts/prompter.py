@@ -1,14 +1,14 @@
 """From a sample's labels to the prompt of a draw. The order of the policies is that of `Prompter.draw`."""
 
-from enum import IntEnum
 from functools import partial
 from itertools import chain, product
 from typing import NamedTuple
 
-from finetune.data.hashing import CounterRng, purpose_key
+from finetune.data.hashing import CounterRng, purpose_key, weighted
 from finetune.data.labels import Labels, concept
 from finetune.data.plan import Draw
 from finetune.data.prompts.captions import CaptionPolicy
+from finetune.data.prompts.choices import Choice
 from finetune.data.prompts.config import CaptionsConfig, MixConfig
 from finetune.data.prompts.length import Parts, TokenLimit, fit
 from finetune.data.prompts.lists import canonical
@@ -32,12 +32,6 @@ SENTENCE_ENDS = (".", "!", "?", "。")
 FILEWORDS, NAME, FOLDER = "[filewords]", "[name]", "[folder]"
 
 
-class Purpose(IntEnum):
-    """What a draw's choices about the whole prompt are for; each has a stream of its own."""
-
-    EMPTY, FORM, TEMPLATE, WILDCARDS = range(9, 13)
-
-
 class Prompt(NamedTuple):
     """The prompt of a draw, and how it came about."""
 
@@ -58,8 +52,8 @@ class Policy(NamedTuple):
 
 
 class Prompter:
-    """Draws prompts as one recipe wants them. Every choice is a function of (seed, draw), and each kind of choice has
-    a stream of its own, so that a policy more or less leaves the choices of the others as they were."""
+    """Draws prompts as one recipe wants them. Every choice is a function of (seed, draw), and none depends on whether
+    others are made, so that a policy more or less leaves them as they were."""
 
     def __init__(self, config: CaptionsConfig, seed: int) -> None:
         """Read the lists that the recipe names.
@@ -124,17 +118,17 @@ class Prompter:
 
     def _is_emptied(self, epoch: int, rng: CounterRng) -> bool:
         every = self.config.drop_every_epochs
-        return bool(every and (epoch + 1) % every == 0) or rng.fork(Purpose.EMPTY).uniform() < self.config.drop
+        return bool(every and (epoch + 1) % every == 0) or rng.at(Choice.EMPTY) < self.config.drop
 
     def _form(self, labels: Labels, rng: CounterRng) -> str:
         mix = self._mixes[bool(labels.tags), self._captions.has_any(labels)]
-        return list(mix)[rng.fork(Purpose.FORM).weighted(list(mix.values()))] if mix else "missing"
+        return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))] if mix else "missing"
 
     def _frame(self, rng: CounterRng) -> str:
         """Prefix, template and suffix of a draw."""
-        frame = self._frames[rng.fork(Purpose.TEMPLATE).integer(len(self._frames)) if len(self._frames) > 1 else 0]
+        frame = self._frames[int(rng.at(Choice.TEMPLATE) * len(self._frames))]
         return (
-            clean(resolve_wildcards(frame, rng.fork(Purpose.WILDCARDS)))
+            clean(resolve_wildcards(frame, rng.fork(Choice.TEMPLATE_WILDCARDS)))
             if self.config.wildcards and "{" in frame
             else frame
         )

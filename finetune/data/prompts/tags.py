@@ -1,13 +1,13 @@
 """What becomes of a sample's tags: named, spelled, dropped, put in order."""
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
 from finetune.data.hashing import CounterRng, purpose_key
 from finetune.data.labels import Labels
+from finetune.data.prompts.choices import Choice
 from finetune.data.prompts.config import TagsConfig
 from finetune.data.prompts.lists import CATEGORIES, Aliases, Implications, canonical, read_categories
 from finetune.data.prompts.patterns import Patterns
@@ -16,12 +16,6 @@ from finetune.errors import UserError
 
 TAGS_KEPT = 1 << 16
 """As many different tags are remembered with what the recipe says of them."""
-
-
-class Purpose(IntEnum):
-    """What a draw's choices about tags are for; each has a stream of its own."""
-
-    WILDCARDS, SPARSE, EACH = range(3)
 
 
 class Tag(NamedTuple):
@@ -129,7 +123,7 @@ class TagPolicy:
         """
         written = "\n".join(labels.tags) if self._marks else ""
         if any(mark in written for mark in self._marks):
-            tags = self._marked(labels, rng.fork(Purpose.WILDCARDS))
+            tags = self._marked(labels, rng.fork(Choice.TAG_WILDCARDS))
         else:
             tags = self.tags(labels)
         tags = self._each_once(tags, gone)
@@ -150,8 +144,8 @@ class TagPolicy:
         """
         body = self._warmed_up(stored.body, step, gone)
         # Every tag has its own chances, so that no policy's choices depend on what the others are.
-        drop, implied, rank = rng.fork(Purpose.EACH).uniforms(3 * len(body)).reshape(3, len(body)).tolist()
-        sparse = rng.fork(Purpose.SPARSE).uniform() < self._config.sparse
+        drop, implied, rank = rng.fork(Choice.TAGS).uniforms(3 * len(body)).reshape(3, len(body)).tolist()
+        sparse = rng.at(Choice.SPARSE) < self._config.sparse
         stays = _staying(body, drop, gone, sparse=sparse, all_may_go=bool(stored.head or stored.tail))
         if self._implications:
             there = [*stored.head, *[body[place] for place in stays], *stored.tail]
@@ -209,7 +203,8 @@ class TagPolicy:
     ) -> list[int]:
         """Places of the body but of tags that others still there imply, each dropped by the likeliest of its pairs."""
         likeliest: dict[str, tuple[float, str]] = {}
-        names = {tag.name for tag in there}
+        most = self._config.implications.drop[1]
+        names = {body[place].name for place in stays if chances[place] < most and not body[place].protected}
         for tag in there:
             if names.isdisjoint(tag.implies):
                 continue
@@ -219,7 +214,7 @@ class TagPolicy:
         kept = []
         for place in stays:
             tag = body[place]
-            if tag.name in likeliest and chances[place] < likeliest[tag.name][0] and not tag.protected:
+            if tag.name in likeliest and chances[place] < likeliest[tag.name][0]:
                 gone.append(Gone(tag.text, f"implied by {likeliest[tag.name][1]}"))
             else:
                 kept.append(place)
