@@ -30,7 +30,7 @@ def field_notes(owner: type) -> dict[str, str]:
     for field, after in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
             assert isinstance(after.value, ast.Constant)
-            notes[field.target.id] = " ".join(str(after.value.value).split())
+            notes[field.target.id] = " ".join(str(after.value.value).split()).replace("|", r"\|")
     return notes
 
 

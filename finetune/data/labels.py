@@ -51,7 +51,6 @@ def parse_labels(members: Mapping[str, bytes], text_as: str) -> Labels:
     fields = parse_json(members["json"]) if "json" in members else {}
     tags, categories = _by_name(fields.get("tags"), "json: tags", split=True)
     captions, names = _by_name(fields.get("caption", fields.get("captions")), "json: caption", split=False)
-    source = fields.get("source")
     if not tags and "tags" in members:
         tags = split_tags(_decoded(members["tags"], "tags"))
     if not captions and "caption" in members:
@@ -62,7 +61,7 @@ def parse_labels(members: Mapping[str, bytes], text_as: str) -> Labels:
             tags = tags or split_tags(words)
         else:
             captions = captions or as_strings(words, "txt", split=False)
-    return Labels(tags, captions, categories, names, source if isinstance(source, str) else "")
+    return Labels(tags, captions, categories, names, _path(fields.get("source")))
 
 
 def concept(path: str) -> tuple[int, str]:
@@ -129,6 +128,11 @@ def as_strings(value: Any, name: str, *, split: bool) -> tuple[str, ...]:
     if isinstance(value, list) and {type(item) for item in value} <= {str}:
         return tuple([stripped for item in value if (stripped := item.strip())])
     raise DataFault(f"{name} is neither a string nor a list of strings")
+
+
+def _path(source: Any) -> str:
+    """Where a picture lay in its tree; sites have the address of a page under the same name."""
+    return source if isinstance(source, str) and "://" not in source else ""
 
 
 def _by_name(value: Any, name: str, *, split: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

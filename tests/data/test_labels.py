@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.labels import Labels, parse_labels
+from finetune.data.labels import Labels, concept, parse_labels
 from finetune.errors import DataFault
 
 
@@ -42,6 +42,54 @@ def test_json_comes_before_text_in_what_it_holds() -> None:
 def test_captions_may_be_several() -> None:
     side = json.dumps({"captions": ["one", " two "], "tags": ["a b", "c"]}).encode()
     assert parse_labels({"json": side}, "auto") == Labels(("a b", "c"), ("one", "two"))
+
+
+def test_tags_by_category_and_captions_by_name() -> None:
+    fields = {
+        "tags": {"artist": ["someone"], "general": "sky, red fox", "meta": []},
+        "caption": {"human": "a fox", "blip": ["one", "two"]},
+        "source": "10_fox/1.jpg",
+    }
+    labels = parse_labels({"json": json.dumps(fields).encode()}, "auto")
+    assert labels == Labels(
+        ("someone", "sky", "red fox"),
+        ("a fox", "one", "two"),
+        ("artist", "general", "general"),
+        ("human", "blip", "blip"),
+        "10_fox/1.jpg",
+    )
+    assert parse_labels({"json": json.dumps(labels.fields()).encode()}, "auto") == labels
+
+
+@pytest.mark.parametrize("source", ["https://site/posts/10_1/2", 7, None, ["a/b"]])
+def test_a_source_that_is_no_path_is_none(source: object) -> None:
+    assert parse_labels({"json": json.dumps({"source": source}).encode()}, "auto") == Labels()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tags": {"artist": 3}}, {"tags": [{"a": "b"}]}, {"caption": {"human": {"a": "b"}}}]
+)
+def test_objects_of_something_else_are_faults(fields: object) -> None:
+    with pytest.raises(DataFault, match=r"json: (tags|caption)"):
+        parse_labels({"json": json.dumps(fields).encode()}, "auto")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("10_fox/1.jpg", (10, "fox")),
+        ("a/10_red fox/1.jpg", (10, "red fox")),
+        ("10_fox/sub/1.jpg", (1, "sub")),
+        ("0_none/1.jpg", (1, "none")),
+        ("2024_summer/1.jpg", (1, "2024_summer")),
+        ("10_/1.jpg", (1, "10_")),
+        ("1.jpg", (1, "")),
+        ("10_fox.jpg", (1, "")),
+        ("", (1, "")),
+    ],
+)
+def test_what_folders_say(path: str, expected: tuple[int, str]) -> None:
+    assert concept(path) == expected
 
 
 def test_files_of_tags_and_of_a_caption_are_what_their_names_say() -> None:

@@ -16,7 +16,7 @@ from data_tools.indexing import index_folder
 from finetune.data.config import OverlayConfig, SourceConfig
 from finetune.data.index import Index
 from finetune.data.labels import Labels, as_strings
-from finetune.data.overlay import Overlay, strings, take_in
+from finetune.data.overlay import Overlay, added, strings, take_in
 from finetune.errors import UserError
 from tests.data_tools.test_indexing import picture, write_tar
 from tests.helpers import data_config, open_data, sample_ids
@@ -158,6 +158,24 @@ def test_a_corrupt_parquet_file_is_refused(tmp_path: Path, index: Index) -> None
         path.write_bytes(broken)
         with pytest.raises(UserError, match=r"cannot be read|names no sample"):
             take_in(OverlayConfig(str(path)), index, 0, tmp_path / "kept")
+
+
+def test_categories_and_names_stay_one_for_each() -> None:
+    labels = Labels(("sky", "someone"), ("a",), ("general", "artist"), ("human",), "x/1.jpg")
+    assert added(labels, ["sky", "sea"], ["b", "c"]) == Labels(
+        ("sky", "someone", "sea"),
+        ("a", "b", "c"),
+        ("general", "artist", ""),
+        ("human", "overlay", "overlay"),
+        "x/1.jpg",
+    )
+    assert added(Labels(("sky",)), ["sea"], ["b"]) == Labels(("sky", "sea"), ("b",))
+
+
+def test_what_is_replaced_loses_its_categories(make: Make) -> None:
+    overlay = make([{"key": "k1", "tags": "a, b"}])
+    labels = Labels(("sky",), ("a",), ("general",), ("human",), "x/1.jpg")
+    assert overlay.over(1, labels) == Labels(("a", "b"), ("a",), (), ("human",), "x/1.jpg")
 
 
 def test_it_is_a_copy_and_pickles_as_its_path(make: Make, tmp_path: Path) -> None:

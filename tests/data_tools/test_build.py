@@ -14,6 +14,7 @@ from data_tools import build as build_module
 from data_tools.__main__ import app
 from data_tools.build import build
 from finetune.data.index import Index
+from finetune.data.labels import Labels
 from finetune.errors import UserError
 from tests.helpers import read_all
 
@@ -74,6 +75,20 @@ def test_all_else_in_the_json_is_kept(pictures: Path, tmp_path: Path) -> None:
             fields += [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]  # type: ignore[arg-type]
     assert {f["score"] for f in fields if "score" in f} == {1, 5, 9, 13, 17, 21}
     assert "sub.folder/deep/01.jpg" in {f["source"] for f in fields}
+
+
+def test_categories_names_and_kohya_s_repeats_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures" / "10_red fox"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(folder / "1.png")
+    fields = {"tags": {"artist": ["someone"], "general": ["sky"]}, "caption": {"human": "a fox"}}
+    (folder / "1.json").write_text(json.dumps(fields))
+    index, _ = pack(tmp_path / "pictures", tmp_path / "out")
+    assert index.repeats.tolist() == [10]
+    (record,) = read_all(tmp_path / "out")
+    assert record.labels == Labels(
+        ("someone", "sky"), ("a fox",), ("artist", "general"), ("human",), "10_red fox/1.png"
+    )
 
 
 def test_webdataset_reads_what_was_written(pictures: Path, tmp_path: Path) -> None:
