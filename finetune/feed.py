@@ -13,6 +13,7 @@ from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, op
 from finetune.data.plan import PLAN_VERSION
 from finetune.data.prepare import DataSet, PlanSettings
 from finetune.data.preparer import Preparer
+from finetune.data.prompts.forms import average_mix
 from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy
 from finetune.errors import UserError
@@ -76,6 +77,15 @@ class Feed:
         )
         self.sources.verify()
         check_cache(self.plan, self.sources, self._data.cache.windows_ahead, self._data.cache.size_gib)
+
+    def forms(self, epoch: int) -> dict[str, dict[str, float]]:
+        """By source, the share of each form among its prompts in an epoch, given which samples have tags and captions.
+        Counted are all samples of the index, before any prompt is emptied."""
+        shares = {}
+        for source, policy in zip(self.sources.all, self._policies, strict=True):
+            have_tags, have_captions = (source.have(kind, epoch) for kind in ("tags", "captions"))
+            shares[source.name] = average_mix(policy.prompter.config.mix, have_tags, have_captions)
+        return shares
 
     def border(self, step: int) -> int | None:
         """The next step after `step` at which the data may change; None where it never does."""

@@ -136,6 +136,9 @@ class Run:
             global_batch=self.config.train.global_batch,
             max_bad_share=self.config.data.max_bad_share,
         )
+        for source, forms in self.feed.forms(self.feed.plan.epoch_of_step(start)).items():
+            watch.event("prompts", source=source, **forms)
+            watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
         for sentence in self.damaged:
             watch.event("damaged checkpoint", reason=sentence)
             watch.say(f"passed over a damaged checkpoint: {sentence}")

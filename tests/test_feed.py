@@ -103,6 +103,23 @@ def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_pat
     assert feed.changes(border) is None
 
 
+def test_the_weights_in_effect_are_told_by_source(shards: Path, tmp_path: Path) -> None:
+    """All samples have both tags and a caption; in one of the sources the overlay takes the captions of a quarter."""
+    index, overlay = Index.load(shards), tmp_path / "overlay.jsonl"
+    fourth = [json.dumps({"key": index.key(row), "caption": []}) for row in range(0, len(index), 4)]
+    overlay.write_text("\n".join(fourth))
+    whole = SourceConfig(str(shards), captions={"mix": {"tags": 1.0, "caption": 4.0}})
+    sources = {"whole": whole, "less": SourceConfig(str(shards), overlay=OverlayConfig(str(overlay)))}
+    config = data_config(shards)
+    config.shards, config.sources = None, sources
+    feed = open_feed(config, tmp_path / "run")
+    feed.begin(None, 0)
+    forms = feed.forms(0)
+    assert forms["whole"] == pytest.approx({"tags": 0.2, "caption": 0.8})
+    lost = len(fourth) / len(index)
+    assert forms["less"] == pytest.approx({"tags": 0.5 + lost / 2, "caption": 0.5 - lost / 2})
+
+
 def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
     data = DataConfig(sources={"a": SourceConfig("a"), "b": SourceConfig("b", captions={"drop": 0.5}, loss_weight=0.3)})
     config = recipe(data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.data.cache import Cache
 from finetune.data.index import IMAGE, TAR_BLOCK, TARS, Index, Span
@@ -47,6 +48,12 @@ class Source:
     def overlay(self, epoch: int) -> Overlay | None:
         """The overlay that holds in an epoch."""
         return self.overlays[max(first for first in self.overlays if first <= epoch)]
+
+    def have(self, kind: str, epoch: int) -> npt.NDArray[np.bool_]:
+        """Which samples have "tags" or "captions" in an epoch: bool [rows]."""
+        stored = self.index.numbers({"tags": "has_tags", "captions": "has_caption"}[kind])
+        overlay = self.overlay(epoch)
+        return overlay.have(kind, stored) if overlay else stored.astype(bool)
 
     def row(self, place: Place) -> int:
         """The index's row of what lies at a place."""

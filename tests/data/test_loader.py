@@ -24,7 +24,7 @@ STEPS = 4
 
 
 def settings(folder: Path, **changes: object) -> DataConfig:
-    return data_config(folder, flip=0.5, random_crop=True, **changes)
+    return data_config(folder, **{"flip": 0.5, "random_crop": True, **changes})
 
 
 def dataset(
@@ -35,8 +35,9 @@ def dataset(
     first: int = 0,
     exclusion: Exclusion | None = None,
     policy: Policy | None = None,
+    flip: float = 0.5,
 ) -> tuple[MicroBatches, Plan]:
-    data = settings(folder)
+    data = settings(folder, flip=flip)
     opened = open_data(data, folder / "kept", seed=seed)
     journal = opened.began()
     if exclusion:
@@ -72,6 +73,17 @@ def test_shapes_follow_the_bucket(shards: Path) -> None:
         batch.noise.shape == batch.perturbation.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
     )
     assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
+
+
+def test_no_flip_keeps_pictures_from_being_mirrored(shards: Path) -> None:
+    def pixels(flip: float, *no_flip: str) -> Tensor:
+        policy = Policy(Prompter(CaptionsConfig(no_flip=list(no_flip)), 5), 1.0)
+        return dataset(shards, policy=policy, flip=flip)[0][0].pixels
+
+    assert torch.equal(pixels(1.0), pixels(0.0).flip(-1))
+    assert torch.equal(pixels(1.0, "tag *"), pixels(0.0))
+    assert torch.equal(pixels(1.0, "picture number"), pixels(0.0))
+    assert torch.equal(pixels(1.0, "nothing"), pixels(1.0))
 
 
 def test_ranks_share_out_the_steps_of_one(shards: Path) -> None:

@@ -9,7 +9,8 @@ from finetune.data.labels import Labels, concept
 from finetune.data.plan import Draw
 from finetune.data.prompts.captions import CaptionPolicy
 from finetune.data.prompts.choices import Choice
-from finetune.data.prompts.config import CaptionsConfig, MixConfig
+from finetune.data.prompts.config import CaptionsConfig
+from finetune.data.prompts.forms import EMPTIED, FORMS, MISSING, effective_mix
 from finetune.data.prompts.length import Parts, TokenLimit, fit
 from finetune.data.prompts.lists import canonical
 from finetune.data.prompts.patterns import Patterns
@@ -17,17 +18,6 @@ from finetune.data.prompts.tags import Gone, Stored, Tag, TagPolicy, tags_of
 from finetune.data.prompts.writing import clean, resolve_wildcards
 from finetune.errors import UserError
 
-FORMS = {
-    "tags": ("tags",),
-    "caption": ("caption",),
-    "tags_caption": ("tags", "caption"),
-    "caption_tags": ("caption", "tags"),
-    "missing": ("caption",),
-}
-"""The parts of each form of a prompt, in order. A sample is "missing" that has nothing of what `captions.mix` asks for;
-the recipe's word for it is its caption."""
-EMPTIED = "emptied"
-"""Form of the prompts that the recipe empties."""
 SENTENCE_ENDS = (".", "!", "?", "。")
 FILEWORDS, NAME, FOLDER = "[filewords]", "[name]", "[folder]"
 
@@ -89,7 +79,7 @@ class Prompter:
         if "tags" in FORMS[form]:
             stored = self._tags.stored(labels, rng, gone)
             tags = self._tags.draw(self._unnamed(stored, frame, gone), rng, step, gone)
-        if form == "missing":
+        if form == MISSING:
             caption = clean(self.config.missing.replace(FOLDER, folder_of(path)))
         elif "caption" in FORMS[form]:
             caption = self._captions.draw(labels, rng)
@@ -122,7 +112,7 @@ class Prompter:
 
     def _form(self, labels: Labels, rng: CounterRng) -> str:
         mix = self._mixes[bool(labels.tags), self._captions.has_any(labels)]
-        return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))] if mix else "missing"
+        return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))]
 
     def _frame(self, rng: CounterRng) -> str:
         """Prefix, template and suffix of a draw."""
@@ -155,19 +145,6 @@ class Prompter:
         # What stood between the words and the rest of the frame would be left over.
         pieces = (clean(piece.replace(FILEWORDS, "")) for piece in frame.split(separator.strip() or None))
         return separator.join(filter(None, pieces))
-
-
-def effective_mix(mix: MixConfig, has_tags: bool, has_caption: bool) -> dict[str, float]:
-    """The share of each form among the prompts of samples that have tags, captions or both; nothing for those that
-    have nothing of what is asked for."""
-    there = {"tags": has_tags, "caption": has_caption}
-    weights = dict.fromkeys(("tags", "caption", "tags_caption", "caption_tags"), 0.0)
-    for form in tuple(weights):
-        parts = [part for part in FORMS[form] if there[part]]
-        if parts:
-            weights[form if len(parts) == len(FORMS[form]) else parts[0]] += getattr(mix, form)
-    total = sum(weights.values())
-    return {form: weight / total for form, weight in weights.items() if weight}
 
 
 def folder_of(path: str) -> str:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from finetune.data.labels import Labels
 from finetune.data.plan import Draw
 from finetune.data.prompts.config import CaptionConfig, CaptionsConfig, ImplicationConfig, MixConfig, TagsConfig
-from finetune.data.prompts.prompter import EMPTIED, Prompt, Prompter, effective_mix
+from finetune.data.prompts.forms import EMPTIED
+from finetune.data.prompts.prompter import Prompt, Prompter
 from tests.helpers import WORDS
 
 DRAWS = 200_000
@@ -158,28 +159,6 @@ def test_choices_do_not_hang_together(kept: list[Prompt], tagged: list[Prompt]) 
     assert near(sum("sea" not in prompt.tags for prompt in with_sea), gone / (0.95 * 0.6 + 0.05 * 0.25), len(with_sea))
     after = [later for first, later in pairwise(kept) if first.form == "caption"]
     assert near(sum(prompt.form == "caption" for prompt in after), 0.2, len(after))
-
-
-@pytest.mark.parametrize(
-    ("tags", "caption", "expected"),
-    [
-        (True, True, {"tags": 0.7, "caption": 0.2, "tags_caption": 0.06, "caption_tags": 0.04}),
-        (True, False, {"tags": 1.0}),
-        (False, True, {"caption": 1.0}),
-        (False, False, {}),
-    ],
-)
-def test_what_is_missing_falls_back_to_what_is_there(tags: bool, caption: bool, expected: dict[str, float]) -> None:
-    assert effective_mix(POLICY.mix, tags, caption) == pytest.approx(expected)
-    labels = Labels(BOTH.tags if tags else (), BOTH.captions if caption else ())
-    config = replace(POLICY, drop=0.0)
-    forms = {draw(labels, config, i).form for i in range(200)}
-    assert forms == set(expected) or forms == {"missing"} and not expected
-
-
-def test_a_form_of_weight_0_is_not_used_even_if_it_is_all_there_is() -> None:
-    assert effective_mix(MixConfig(tags=1.0, caption=0.0), False, True) == {}
-    assert draw(Labels(captions=("a",)), CaptionsConfig(drop=0.0, mix=MixConfig(1.0, 0.0))).form == "missing"
 
 
 @given(st.integers(0, 2**63), st.integers(0, 1000), st.integers(0, 100), st.integers(0, 99))
