@@ -14,11 +14,12 @@ from data_tools.build import build
 from data_tools.demo.cli import app as demo
 from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index
 from data_tools.loose import index_tree
+from data_tools.preview.cli import preview
+from data_tools.stats.cli import stats
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
 from finetune.entry import enter
 from finetune.errors import UserError
-from finetune.recipes import read_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(demo, name="demo")
@@ -75,25 +76,8 @@ def index_command(
         _report(out, *index_shards(expand(shards), out, text, workers))
 
 
-@app.command("stats")
-def stats_command(
-    arguments: Annotated[list[str] | None, typer.Argument(help="conf=NAME key=value …, as for training.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Show which buckets a recipe's data fill, and how much is scaled up, cropped away and left out; draw it as
-    `stats.png`."""
-    from data_tools.stats import collect, draw, tables
-
-    stats = collect(read_recipe(arguments or []))
-    out.mkdir(parents=True, exist_ok=True)
-    draw(stats, out / "stats.png")
-    if as_json:
-        print(json.dumps(stats.to_plain()))
-        return
-    for table in tables(stats):
-        console.print(table)
-    console.print(f"picture: {out / 'stats.png'}")
+app.command("stats")(stats)
+app.command("preview")(preview)
 
 
 def _verify(folder: Path, workers: int) -> None:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import CLIPTokenizer
-
 from finetune.config import Config, policies
 from finetune.data.journal import Journal
 from finetune.data.plan import Plan
@@ -13,8 +11,7 @@ from finetune.data.preparer import Preparer
 from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy
 from finetune.data.sources import Sources
-from finetune.model.parts import load_part
-from finetune.model.text import PromptTokenizer
+from finetune.model.text import PromptTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def open_recipe(config: Config, kept: Path, journal: Journal | None = None) -> O
         UserError: something in the recipe, the data or the model's tokenizer has to be mended first.
     """
     drawn = policies(config)
-    tokenizer = PromptTokenizer(load_part(CLIPTokenizer, config.model, "tokenizer"), config.model.max_tokens)
+    tokenizer = PromptTokenizer(load_tokenizer(config.model), config.model.max_tokens)
     limit = TokenLimit(tokenizer.count, tokenizer.max_tokens)
     settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
     dataset = DataSet(config.data, settings, kept)

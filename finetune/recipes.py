@@ -14,9 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, typed
 from finetune.errors import UserError
 
-SCHEMA = OmegaConf.structured(Config)
-OmegaConf.set_struct(SCHEMA.data.sources, False)  # whose names are the user's own
-ConfigStore.instance().store(name="schema", node=SCHEMA)
 USAGE = "give a recipe: conf=NAME"
 
 
@@ -90,6 +87,23 @@ def suggestion(key: str) -> str:
     """The settings nearest to a mistyped one, or where all of them are listed."""
     near = difflib.get_close_matches(key, settings(OmegaConf.structured(Config)), n=3, cutoff=0.75)
     return f": did you mean {' or '.join(near)}?" if near else ": `--cfg job` shows all that there are"
+
+
+def schema() -> DictConfig:
+    """The recipe's schema, open where names are the user's own: sources, categories, …"""
+    root: DictConfig = OmegaConf.structured(Config)
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if OmegaConf.get_type(node) is dict:
+            OmegaConf.set_struct(node, False)
+        else:
+            inner = (node[key] for key in node if not OmegaConf.is_missing(node, key))
+            waiting += [each for each in inner if isinstance(each, DictConfig)]
+    return root
+
+
+ConfigStore.instance().store(name="schema", node=schema())
 
 
 def settings(config: DictConfig, prefix: str = "") -> list[str]:

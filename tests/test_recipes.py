@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from finetune.config import Config
 from finetune.errors import UserError
 from finetune.recipes import compose_recipe, explain, packaged_folder, recipe_folder, recipes, split_arguments
 
@@ -136,3 +138,16 @@ def test_hydra_s_own_flags_work() -> None:
     assert shown.returncode == 0, shown.stderr
     assert "weight_floor:" in shown.stdout
     assert not (Path.cwd() / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("captions.tags.category_drop={artist: 0.9}", lambda c: c.captions.tags.category_drop == {"artist": 0.9}),
+        ("captions.tags.category_drop.artist=0.9", lambda c: c.captions.tags.category_drop == {"artist": 0.9}),
+        ("captions.tags.aliases.pairs={doggo: dog}", lambda c: c.captions.tags.aliases.pairs == {"doggo": "dog"}),
+        ("captions.caption.weights.blip=2", lambda c: c.captions.caption.weights == {"blip": 2.0}),
+    ],
+)
+def test_names_of_the_user_s_own_can_be_set(override: str, found: Callable[[Config], bool]) -> None:
+    assert found(compose(override))

@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.model.parts import load_part
+from finetune.model.text import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def load_components(config: ModelConfig) -> Components:
         unet=load_part(UNet2DConditionModel, config, "unet", **weights),
         vae=load_part(AutoencoderKL, config, "vae", **weights),
         text_encoder=load_part(CLIPTextModel, config, "text_encoder", **weights),
-        tokenizer=load_part(CLIPTokenizer, config, "tokenizer"),
+        tokenizer=load_tokenizer(config),
     )
     _check(config, components)
     _prepare(config, components.unet)

@@ -8,7 +8,21 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from finetune.model.config import CHUNK_TOKENS
+from finetune.errors import UserError
+from finetune.model.config import CHUNK_TOKENS, ModelConfig
+from finetune.model.parts import load_part
+
+
+def load_tokenizer(config: ModelConfig) -> CLIPTokenizer:
+    """A model's tokenizer. Raises UserError where there is none."""
+    tokenizer = load_part(CLIPTokenizer, config, "tokenizer")
+    # Where its files are missing, transformers makes one that knows nothing else.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(
+            f"model.path {config.path} has no tokenizer that can be loaded: "
+            "give a folder or hub id in diffusers' layout"
+        )
+    return tokenizer
 
 
 class PromptTokenizer:

@@ -102,6 +102,8 @@ def test_the_plan_command_predicts_what_the_ledger_records(shards: Path, tmp_pat
 
     summary = {row["epoch"]: row for row in look("ledger", str(run))}
     assert summary[0]["draws"] == told["draws_per_epoch"]
+    in_effect = [(e["source"], e["tags"], e["caption"]) for e in events(run, "prompts")]
+    assert in_effect == [("main", 0.5, 0.5), ("half", 0.5, 0.5), ("loose", 0.5, 0.5)]
     half = next(sample for (_, sample) in counts if place_of(sample).source == 1)
     (seen, *_) = look("ledger", str(run), "--sample", f"id:{half}")
     assert seen["prompt"] == ""

@@ -47,6 +47,21 @@ def test_a_folder_without_index(tmp_path: Path, tiny_model: Path) -> None:
     assert "make it with `python -m data_tools index" in sentence(start(tmp_path, tmp_path / "runs", tiny_model))
 
 
+def test_mistakes_in_the_policy_of_prompts(shards: Path, tmp_path: Path) -> None:
+    """All are found before the model, which is not there."""
+    broken = tmp_path / "implications.csv"
+    broken.write_text("id,antecedent_name,consequent_name,created_at,status\n1,fox,canine,,active\n2,fox\n")
+    for override, expected in (
+        ("captions.tags.shufle=false", "there is no setting captions.tags.shufle: did you mean captions.tags.shuffle"),
+        ("captions.tags.drop=1.5", "captions.tags.drop is 1.5: use a number from 0 to 1"),
+        (f"captions.tags.implications.files=[{broken}]", "implications.csv line 3"),
+        (f"captions.tags.aliases.files=[{tmp_path / 'none.csv'}]", "none.csv"),
+    ):
+        said = sentence(start(shards, tmp_path / "runs", Path("no/such/model"), override))
+        assert expected in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_model_that_is_not_there(shards: Path, tmp_path: Path) -> None:
     said = sentence(start(shards, tmp_path / "runs", Path("no/such/model")))
     assert "model.path no/such/model is neither a folder nor a hub id" in said

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from finetune.model.text import PromptTokenizer, encode, freeze_unused_layers
+from finetune.errors import UserError
+from finetune.model.config import ModelConfig
+from finetune.model.text import PromptTokenizer, encode, freeze_unused_layers, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,13 @@ def tokenizer(tiny_model: Path) -> CLIPTokenizer:
 @pytest.fixture
 def text_encoder(tiny_model: Path) -> CLIPTextModel:
     return CLIPTextModel.from_pretrained(tiny_model, subfolder="text_encoder").eval()
+
+
+def test_a_folder_without_a_tokenizer_is_none(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "model"):
+        (folder / "tokenizer").mkdir(parents=True)
+        with pytest.raises(UserError, match="has no tokenizer that can be loaded"):
+            load_tokenizer(ModelConfig(path=str(folder)))
 
 
 def test_short_prompts_are_tokenized_as_clip_does(tokenizer: CLIPTokenizer) -> None:

@@ -93,9 +93,6 @@ class Aliases:
             if name not in self._targets:
                 self._targets[name] = self.resolve(target)
 
-    def __bool__(self) -> bool:
-        return bool(self._targets)
-
     def resolve(self, name: str) -> str:
         """The canonical name for which a canonical name stands, at the end of any chain; itself where there is none."""
         walked = []

@@ -117,11 +117,9 @@ class Prompter:
     def _frame(self, rng: CounterRng) -> str:
         """Prefix, template and suffix of a draw."""
         frame = self._frames[int(rng.at(Choice.TEMPLATE) * len(self._frames))]
-        return (
-            clean(resolve_wildcards(frame, rng.fork(Choice.TEMPLATE_WILDCARDS)))
-            if self.config.wildcards and "{" in frame
-            else frame
-        )
+        if self.config.wildcards:
+            frame = clean(resolve_wildcards(frame, rng.fork(Choice.TEMPLATE_WILDCARDS)))
+        return frame
 
     def _unnamed(self, tags: Stored, frame: str, gone: list[Gone]) -> Stored:
         """Tags without the name where the template says it."""

@@ -278,8 +278,6 @@ def test_chains_are_followed_to_their_end() -> None:
     assert [aliases.resolve(name) for name in ("puppy_dog", "doggo", "dog", "x", "cat")] == [
         "dog", "dog", "dog", "y_(z)", "cat"
     ]  # fmt: skip
-    assert aliases
-    assert not Aliases(AliasConfig())
 
 
 def test_the_recipe_comes_before_files_and_a_file_before_later_ones(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""A recipe's sources as a run that begins now would have them: with their samples in their buckets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.config import Config
+from finetune.data.buckets import I64, NONE
+from finetune.data.config import SourceConfig
+from finetune.data.journal import Journal
+from finetune.data.layout import SourceSamples
+from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.samples import place_of
+from finetune.data.sources import Source
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source with its samples in their buckets, as in the first epoch."""
+
+    stored: Source
+    config: SourceConfig
+    samples: SourceSamples
+    excluded: I64
+    """Rows that `data.exclude` names."""
+
+    def trained(self) -> I64:
+        """Rows of the samples that are trained: int64 [samples]."""
+        trained = self.samples.buckets != NONE
+        trained[self.excluded] = False
+        return np.flatnonzero(trained)
+
+    def have(self, kind: str) -> npt.NDArray[np.bool_]:
+        """Which samples of the index have "tags" or "captions": bool [rows]."""
+        return self.stored.have(kind, 0)
+
+
+def open_sources(config: Config, kept: Path) -> list[OpenSource]:
+    """All sources of a recipe.
+
+    Args:
+        kept: folder for copies of overlays, which has to stay as long as the sources are used.
+
+    Raises:
+        UserError: the data cannot be opened, or are fewer than a micro-batch.
+    """
+    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
+    dataset = DataSet(config.data, settings, kept)
+    return sources_of(dataset, dataset.began())
+
+
+def sources_of(dataset: DataSet, journal: Journal) -> list[OpenSource]:
+    """The sources of a data set as its journal begins."""
+    excluded = [place_of(sample) for sample in journal.excluded(0)]
+    described, bucketed = dataset.data.all_sources.values(), dataset.bucketed(journal.editions[0])
+    opened = []
+    for source, asked, samples in zip(dataset.sources(journal).all, described, bucketed, strict=True):
+        shards = source.index.shards
+        own = [place for place in excluded if place.source == samples.number and place.shard < len(shards)]
+        rows = [source.row(place) for place in own if place.ordinal < shards[place.shard].samples]
+        opened.append(OpenSource(source, asked, samples, np.array(rows, dtype=np.int64)))
+    return opened
