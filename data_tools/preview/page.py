@@ -39,10 +39,11 @@ def _head(preview: Preview) -> Html:
 def _header(preview: Preview) -> Html:
     trained = sum(asked.trained for asked in preview.asked.values())
     told = (
-        f"{len(preview.samples)} of {trained:,} samples as a run that begins now would train them: "
-        "each with its crop, and with the prompt of its first draw in every epoch."
+        f"Samples shown: {len(preview.samples)}; trained in all: {trained:,}. Each has its crop, and the "
+        "prompt of its first draw in every epoch, as a run that begins now would have them."
     )
-    return element("header", element("p", "prompts and crops", class_="over"), element("h1", preview.name), _p(told))
+    over = element("p", "prompts and crops", class_="over")
+    return element("header", over, element("h1", preview.name), element("p", told))
 
 
 def _policies(preview: Preview) -> Iterator[Html]:
@@ -74,7 +75,3 @@ def _legend() -> Html:
         (element("del", "tag"), "left out, for the reason in front of it"),
     )
     return element("p", *(element("span", mark, " ", words) for mark, words in marks), class_="legend")
-
-
-def _p(text: str) -> Html:
-    return element("p", text)

@@ -84,7 +84,8 @@ def test_elements_escape_what_is_no_markup() -> None:
 def test_what_is_shown_stays_text(look: Look) -> None:
     labels = [{"tags": {NASTY_TAG: [NASTY_TAG, "dog"]}, "caption": {NASTY_CAPTION: NASTY_CAPTION}, "source": NASTY_TAG}]
     settings = ("captions.tags.implications.pairs=[[dog, '\"><img src=x onerror=alert(1)>']]", "captions.name='<b>'")
-    seen = look(labels, "captions.mix={tags: 1, caption: 1}", *settings, "captions.no_flip=['*script*']", "data.flip=1")
+    mix = ("captions.mix={tags: 1, caption: 1}", "captions.tags.shuffle=false")
+    seen = look(labels, *mix, *settings, "captions.no_flip=['*script*']", "data.flip=1")
     root = read(seen)
     assert not list(root.every("script"))
     assert len(list(root.every("img"))) == 1
@@ -94,9 +95,9 @@ def test_what_is_shown_stays_text(look: Look) -> None:
     assert NASTY_TAG in texts(root.every("bdi"))
     assert NASTY_CAPTION in texts(root.every("bdi"))
     assert f"<b>, {NASTY_CAPTION}" in texts(root.every("p", "prompt"))
-    assert f"<b>, {NASTY_TAG}, dog" in texts(root.every("p", "prompt")) + [
-        ", ".join(["<b>", *sorted(text.split(", ")[1:])]) for text in texts(root.every("p", "prompt"))
-    ]
+    assert f"<b>, {NASTY_TAG}, dog" in texts(root.every("p", "prompt"))
+    assert NASTY_TAG in texts(root.every("del"))
+    assert texts(root.every("code")) == ["*script*"]
 
 
 def test_a_page_needs_nothing_from_elsewhere(look: Look) -> None:
