@@ -20,7 +20,7 @@ from data_tools.preview.reading import (
     size,
     times,
 )
-from data_tools.stats.look import FORM_NAMES
+from data_tools.stats.forms import FORM_NAMES
 from finetune.data.prompts.prompter import Prompt
 from finetune.data.prompts.tags import Tag
 
@@ -162,7 +162,7 @@ def _draw(preview: Preview, shown: Shown, drawn: Drawn) -> Html:
     return element(
         "li",
         element("span", f"epoch {drawn.epoch}", class_="epoch"),
-        element("div", _prompt(shown, drawn, separator), *_gone(shown, drawn), class_="said"),
+        element("div", _prompt(shown, drawn, separator), *_gone(drawn), class_="said"),
         element("div", *told, class_="meta"),
         class_="draw",
     )
@@ -194,9 +194,9 @@ def _with_tags(shown: Shown, prompt: Prompt, separator: str) -> Iterator[str]:
     yield after
 
 
-def _gone(shown: Shown, drawn: Drawn) -> Iterator[Html]:
+def _gone(drawn: Drawn) -> Iterator[Html]:
     """What a draw left out, a line for each reason."""
-    groups = gone_by_reason(drawn.prompt, (tag.text for tag in shown.written))
+    groups = gone_by_reason(drawn.prompt)
     for reason, texts in groups.items():
         kept, more = at_most(texts, GONE_SHOWN)
         words = _spaced(element("del", element("bdi", text)) for text in kept)

@@ -10,12 +10,10 @@ from PIL import Image
 from data_tools.stats.looking import spread
 from data_tools.stats.sources import OpenSource, sources_of
 from finetune.config import Config
-from finetune.data.buckets import NONE, Crop, assign_buckets
-from finetune.data.config import BucketsConfig
+from finetune.data.buckets import NONE, Crop
 from finetune.data.images import load, probe
 from finetune.data.labels import Labels
 from finetune.data.plan import Draw
-from finetune.data.prompts.captions import CaptionPolicy
 from finetune.data.prompts.config import CaptionsConfig
 from finetune.data.prompts.forms import effective_mix
 from finetune.data.prompts.prompter import Prompt
@@ -155,7 +153,8 @@ class _Look(NamedTuple):
             return replace(shown, unused=f"its labels cannot be read: {fault}")
         written = self.opened.policies[place.source].prompter.stored(record.labels)
         shown = replace(shown, labels=_printable(record.labels), written=tuple(written))
-        if reason := _left_out(source, row, self.config.data.buckets):
+        reasons = source.left_out(np.array([row]), self.config.data.buckets)
+        if reason := next((reason for reason, (holds,) in reasons.items() if holds), ""):
             return replace(shown, unused=reason)
         try:
             return replace(shown, learned=self._learned(sample, record, bucket))
@@ -171,13 +170,12 @@ class _Look(NamedTuple):
             draws.append(Drawn(epoch, preparer.prompt(record, draw, step), crop, mirrored))
         red, green, blue = self.config.data.background
         picture = Image.fromarray(load(record.image, draws[0].crop, draws[0].mirrored, (red, green, blue)))
+        prompter = self.opened.policies[record.source].prompter
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        captions = self.asked[record.source].captions
-        has_caption = CaptionPolicy(captions.caption, wildcards=captions.wildcards).has_any(record.labels)
         return Learned(
             picture,
-            forms=effective_mix(captions.mix, bool(record.labels.tags), has_caption),
-            no_flip=self.opened.policies[record.source].prompter.forbids_flip(record.labels),
+            forms=prompter.forms(record.labels),
+            no_flip=prompter.forbids_flip(record.labels),
             draws=draws,
         )
 
@@ -196,23 +194,6 @@ def _named(opened: Opened, keys: Sequence[str]) -> list[int]:
 
 def _asked(source: OpenSource, captions: CaptionsConfig) -> Asked:
     return Asked(source.stored.name, len(source.trained()), captions, effective_mix(captions.mix, True, True))
-
-
-def _left_out(source: OpenSource, row: int, limits: BucketsConfig) -> str:
-    """Why a sample is not trained; nothing where it is."""
-    index, overlay = source.stored.index, source.stored.overlay(0)
-    width, height = index.width[row : row + 1], index.height[row : row + 1]
-    if row in source.excluded:
-        return "it is named in data.exclude"
-    if source.samples.buckets[row] != NONE:
-        return ""
-    if overlay and row in overlay.left_out:
-        return "it is left out by the overlay"
-    if np.minimum(width, height)[0] < limits.min_image_px:
-        return f"its shorter side is below data.buckets.min_image_px ({limits.min_image_px})"
-    if assign_buckets(width, height, limits)[0] == NONE:
-        return "it is too small for every bucket without upscaling"
-    return "its bucket is rare, and it is too small for those that are kept"
 
 
 def _printable(labels: Labels) -> Labels:

@@ -1,39 +1,22 @@
 """How draws are told in words: what moved, what is gone and why."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from data_tools.stats.look import FORM_NAMES
+from data_tools.stats.forms import FORM_NAMES
 from finetune.data.buckets import Crop
-from finetune.data.prompts.forms import FORMS
-from finetune.data.prompts.length import TOO_LONG
 from finetune.data.prompts.prompter import Prompt
 
 FORWARD, BACK = "↑", "↓"
 EMPTY = "(empty)"
 
 
-def gone_by_reason(prompt: Prompt, stored: Iterable[str]) -> dict[str, list[str]]:
-    """What a draw left out, by the reason. The words of a caption that is too long are one text.
-
-    Args:
-        stored: all tags of the sample, as they are written.
-    """
+def gone_by_reason(prompt: Prompt) -> dict[str, list[str]]:
+    """What a draw left out, by the reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for text, reason in prompt.gone:
         found[reason].append(text)
-    if TOO_LONG in found:
-        may_be_tags = set(stored).difference(prompt.tags) if "tags" in FORMS[prompt.form] else set[str]()
-        found[TOO_LONG] = _words_joined(found[TOO_LONG], may_be_tags)
     return dict(found)
-
-
-def _words_joined(texts: Sequence[str], may_be_tags: set[str]) -> list[str]:
-    """Tags, and the words behind them as one text. A tag comes once, so that what comes again is a word."""
-    tags = 0
-    while tags < len(texts) and texts[tags] in may_be_tags.difference(texts[:tags]):
-        tags += 1
-    return [*texts[:tags], *filter(None, [" ".join(texts[tags:])])]
 
 
 def moved(drawn: Sequence[str], stored: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from data_tools.preview.draws import Drawn, Learned, Preview, Shown
 from data_tools.preview.reading import EMPTY, at_most, fitted, forms_in_words, gone_by_reason, percent, size, times
-from data_tools.stats.look import FORM_NAMES
+from data_tools.stats.forms import FORM_NAMES
 
 TAGS_SHOWN = 40
 CAPTIONS_SHOWN = 5
@@ -71,12 +71,12 @@ def _draws(shown: Shown, learned: Learned) -> Table:
     for drawn in learned.draws:
         prompt = drawn.prompt
         facts = (str(drawn.epoch), FORM_NAMES[prompt.form], str(prompt.tokens), "yes" if drawn.mirrored else "")
-        table.add_row(*facts, prompt.text or EMPTY, _gone(shown, drawn))
+        table.add_row(*facts, prompt.text or EMPTY, _gone(drawn))
     return table
 
 
-def _gone(shown: Shown, drawn: Drawn) -> str:
-    groups = gone_by_reason(drawn.prompt, (tag.text for tag in shown.written))
+def _gone(drawn: Drawn) -> str:
+    groups = gone_by_reason(drawn.prompt)
     return "; ".join(f"{reason}: {_listed(texts, GONE_SHOWN)}" for reason, texts in groups.items())
 
 

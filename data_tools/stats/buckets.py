@@ -9,7 +9,7 @@ import numpy as np
 
 from data_tools.stats.sources import OpenSource
 from finetune.config import Config
-from finetune.data.buckets import I64, NONE, PIECE, assign_buckets, bucket_sizes
+from finetune.data.buckets import I64, PIECE, bucket_sizes
 from finetune.data.config import BucketsConfig
 from finetune.data.geometry import F64, cropped_shares, scale_factors
 from finetune.data.prepare import weighted_counts
@@ -140,23 +140,14 @@ def _source(source: OpenSource, draws: float) -> SourceFigures:
 
 def _reasons(source: OpenSource, limits: BucketsConfig) -> Counter[str]:
     """How many samples are left out for what; of several reasons the first."""
-    index, overlay = source.stored.index, source.stored.overlay(0)
-    overlaid, excluded = np.zeros((2, len(index)), dtype=bool)
-    excluded[source.excluded] = True
-    if overlay:
-        overlaid[overlay.left_out] = True
-    shorter = np.minimum(index.width, index.height)
-    reasons = {
-        f"shorter side below min_image_px ({limits.min_image_px})": shorter < limits.min_image_px,
-        "left out by the overlay": overlaid,
-        "named in data.exclude": excluded,
-        "too small for every bucket without upscaling": assign_buckets(index.width, index.height, limits) == NONE,
-        "in a rare bucket, and too small for those that are kept": source.samples.buckets == NONE,
-    }
-    counts, told = Counter[str](), np.zeros(len(index), dtype=bool)
-    for reason, rows in reasons.items():
-        counts[reason] = int(np.count_nonzero(rows & ~told))
-        told |= rows
+    counts = Counter[str]()
+    total = len(source.stored.index)
+    for start in range(0, total, PIECE):
+        rows = np.arange(start, min(start + PIECE, total))
+        told = np.zeros(len(rows), dtype=bool)
+        for reason, left_out in source.left_out(rows, limits).items():
+            counts[reason] += int(np.count_nonzero(left_out & ~told))
+            told |= left_out
     return +counts
 
 

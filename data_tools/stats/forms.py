@@ -6,6 +6,16 @@ from data_tools.stats.sources import OpenSource
 from finetune.data.prompts.config import MixConfig
 from finetune.data.prompts.forms import average_mix, effective_mix
 
+FORM_NAMES = {
+    "tags": "tags",
+    "caption": "caption",
+    "tags_caption": "tags, caption",
+    "caption_tags": "caption, tags",
+    "missing": "neither",
+    "emptied": "emptied",
+}
+"""What the forms of prompts are called, in the order in which they are shown."""
+
 
 @dataclass(frozen=True)
 class FormFigures:

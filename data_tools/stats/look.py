@@ -9,15 +9,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 INK, LIGHT, WARM, FAINT = "#1f4e79", "#9dc3e6", "#c8553d", "#eeeeee"
-FORM_NAMES = {
-    "tags": "tags",
-    "caption": "caption",
-    "tags_caption": "tags, caption",
-    "caption_tags": "caption, tags",
-    "missing": "neither",
-    "emptied": "emptied",
-}
-"""What the forms of prompts are called, in the order in which they are shown."""
 
 
 def table_of(title: str, *columns: str) -> Table:

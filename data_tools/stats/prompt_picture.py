@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from data_tools.stats.forms import FORM_NAMES
 from data_tools.stats.look import (
     FAINT,
-    FORM_NAMES,
     INK,
     LIGHT,
     WARM,

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
-from data_tools.stats.look import FORM_NAMES, shortened, table_of
+from data_tools.stats.forms import FORM_NAMES
+from data_tools.stats.look import shortened, table_of
 from data_tools.stats.prompts import LengthFigures, PairFigures, PromptFigures, TagFigures, most_lost
 
 TAGS_SHOWN = 30

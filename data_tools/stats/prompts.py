@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.stats.forms import FormFigures
 from finetune.data.labels import Labels
 from finetune.data.prompts.forms import EMPTIED, FORMS
-from finetune.data.prompts.length import TOO_LONG
+from finetune.data.prompts.length import CAPTION_TOO_LONG, TOO_LONG
 from finetune.data.prompts.prompter import Prompt, Prompter
 
 CLASS_TOKENS = 5
@@ -133,7 +133,9 @@ class Tally:
             self.forms[prompt.form] += 1
             self.tokens[prompt.tokens] += 1
             self.empty += not prompt.text
-            self.cut += prompt.tokens > self.limit or any(gone.reason == TOO_LONG for gone in prompt.gone)
+            self.cut += prompt.tokens > self.limit or any(
+                gone.reason in (TOO_LONG, CAPTION_TOO_LONG) for gone in prompt.gone
+            )
             if "tags" in FORMS.get(prompt.form, ()):
                 self._add_tags(prompt, tags, pairs)
 

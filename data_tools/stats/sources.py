@@ -7,13 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.config import Config
-from finetune.data.buckets import I64, NONE
-from finetune.data.config import SourceConfig
+from finetune.data.buckets import I64, NONE, assign_buckets
+from finetune.data.config import BucketsConfig, SourceConfig
 from finetune.data.journal import Journal
 from finetune.data.layout import SourceSamples
 from finetune.data.prepare import DataSet, PlanSettings
 from finetune.data.samples import place_of
 from finetune.data.sources import Source
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,19 @@ class OpenSource:
         trained[self.excluded] = False
         return np.flatnonzero(trained)
 
-    def have(self, kind: str) -> npt.NDArray[np.bool_]:
+    def left_out(self, rows: I64, limits: BucketsConfig) -> dict[str, Bools]:
+        """Which of some rows are left out, by the reason, of which several may hold: bool [rows]."""
+        index, overlay = self.stored.index, self.stored.overlay(0)
+        width, height = index.width[rows], index.height[rows]
+        return {
+            f"shorter side below min_image_px ({limits.min_image_px})": np.minimum(width, height) < limits.min_image_px,
+            "left out by the overlay": np.isin(rows, overlay.left_out) if overlay else np.zeros(len(rows), dtype=bool),
+            "named in data.exclude": np.isin(rows, self.excluded),
+            "too small for every bucket without upscaling": assign_buckets(width, height, limits) == NONE,
+            "in a rare bucket, and too small for those that are kept": self.samples.buckets[rows] == NONE,
+        }
+
+    def have(self, kind: str) -> Bools:
         """Which samples of the index have "tags" or "captions": bool [rows]."""
         return self.stored.have(kind, 0)
 

@@ -9,7 +9,8 @@ from finetune.data.prompts.tags import Gone, Stored, tags_of
 
 WORDS_KEPT = 1 << 16
 """So many words are remembered with their tokens."""
-TOO_LONG = "too long"
+TOO_LONG, CAPTION_TOO_LONG = "too long", "end of a caption that is too long"
+"""Why tags are left out, and the words of a caption, which come as one text."""
 
 Write = Callable[[list[str], str], str]
 
@@ -73,7 +74,10 @@ def fit(parts: Parts, write: Write, limit: TokenLimit, gone: list[Gone]) -> Fitt
 
     count = bisect_left(range(len(going)), True, key=lambda count: limit.tokens(write(*left(count))) <= limit.most)
     kept_tags, caption = left(count)
-    gone += [Gone(units[number], TOO_LONG) for number in sorted(going[:count])]
+    lost = sorted(going[:count])
+    gone += [Gone(units[number], TOO_LONG) for number in lost if number < len(tags)]
+    if words := " ".join(units[number] for number in lost if number >= len(tags)):
+        gone.append(Gone(words, CAPTION_TOO_LONG))
     text = write(kept_tags, caption)
     return Fitting(text, kept_tags, limit.tokens(text))
 

@@ -98,6 +98,10 @@ class Prompter:
         """All (tag, other that it implies) among some tags."""
         return self._tags.implied_pairs(tags)
 
+    def forms(self, labels: Labels) -> dict[str, float]:
+        """The share of each form among a sample's prompts, before any are emptied."""
+        return self._mixes[self._tags.has_any(labels), self._captions.has_any(labels)]
+
     def forbids_flip(self, labels: Labels) -> str | None:
         """The pattern because of which a sample must not be mirrored; None where it may be."""
         if not self.config.no_flip:
@@ -111,7 +115,7 @@ class Prompter:
         return bool(every and (epoch + 1) % every == 0) or rng.at(Choice.EMPTY) < self.config.drop
 
     def _form(self, labels: Labels, rng: CounterRng) -> str:
-        mix = self._mixes[bool(labels.tags), self._captions.has_any(labels)]
+        mix = self.forms(labels)
         return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))]
 
     def _frame(self, rng: CounterRng) -> str:

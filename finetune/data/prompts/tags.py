@@ -115,6 +115,11 @@ class TagPolicy:
         """A sample's tags, one for one."""
         return list(map(self.tag, labels.tags, labels.categories) if labels.categories else map(self.tag, labels.tags))
 
+    def has_any(self, labels: Labels) -> bool:
+        """Whether there is a tag that a prompt may have."""
+        categories = labels.categories or repeat("")
+        return any(self.tag(stored, category).usable for stored, category in zip(labels.tags, categories, strict=False))
+
     def stored(self, labels: Labels, rng: CounterRng, gone: list[Gone]) -> Stored:
         """A sample's tags as the recipe writes them, each once; those that come again are added to `gone`.
 

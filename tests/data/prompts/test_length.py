@@ -62,6 +62,13 @@ def test_a_prompt_that_just_fits_stays_whole() -> None:
     assert draw(Labels(("a", "b", "c")), most=4).text == "a, b"
 
 
+def test_words_of_a_caption_are_told_from_tags() -> None:
+    found = draw(Labels(("big dog", "it"), ("see it sit here",)), 6, "tags_caption")
+    assert found.text == "big dog, it, see"
+    assert [gone for gone in found.gone if gone.reason == "too long"] == []
+    assert found.gone[-1] == ("it sit here", "end of a caption that is too long")
+
+
 @pytest.mark.parametrize(
     ("form", "most", "expected"),
     [

@@ -268,6 +268,13 @@ def test_any_labels_give_a_prompt(tags: list[str], captions: list[str], i: int) 
     assert WORDS.tokens(found.text) == found.tokens <= WORDS.most
 
 
+def test_tags_that_are_all_removed_are_none() -> None:
+    config = CaptionsConfig(drop=0.0, tags=TagsConfig(remove=["rating:*"]))
+    assert draw(Labels(("rating:safe", "\0"), ("a fox",)), config).text == "a fox"
+    assert draw(Labels(("rating:safe",)), replace(config, missing="a picture")).text == "a picture"
+    assert Prompter(config, 0).forms(Labels(("rating:safe", "fox"), ("a fox",))) == {"tags": 0.5, "caption": 0.5}
+
+
 def test_pictures_that_must_not_be_mirrored() -> None:
     prompter = Prompter(CaptionsConfig(no_flip=["text on *", "written", "re:^left"]), 0)
     assert prompter.forbids_flip(Labels(("sky", "Text_on_Sign"))) == "text on *"

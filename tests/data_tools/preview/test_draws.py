@@ -106,10 +106,10 @@ def test_a_source_has_its_own_policy(tmp_path: Path, look: Look) -> None:
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("data.buckets.min_image_px=50", "its shorter side is below data.buckets.min_image_px (50)"),
-        ("data.buckets.no_upscale=true", "it is too small for every bucket without upscaling"),
-        ("data.exclude={}/exclude.txt", "it is named in data.exclude"),
-        ("overlay", "it is left out by the overlay"),
+        ("data.buckets.min_image_px=50", "shorter side below min_image_px (50)"),
+        ("data.buckets.no_upscale=true", "too small for every bucket without upscaling"),
+        ("data.exclude={}/exclude.txt", "named in data.exclude"),
+        ("overlay", "left out by the overlay"),
     ],
 )
 def test_a_sample_that_is_left_out_says_why(tmp_path: Path, look: Look, setting: str, reason: str) -> None:
@@ -130,7 +130,7 @@ def test_a_sample_of_a_rare_bucket_says_why(tmp_path: Path, look: Look) -> None:
     shards = write_shard(tmp_path / "shards", [{}] * 5, [(48, 16), *[(96, 96)] * 4])
     batch = ("train.micro_batch=4", "train.global_batch=4")
     (shown,) = look(shards, "data.buckets.no_upscale=true", *batch, keys=["000"]).samples
-    assert shown.unused == "its bucket is rare, and it is too small for those that are kept"
+    assert shown.unused == "in a rare bucket, and too small for those that are kept"
 
 
 def test_what_cannot_be_used_says_why(tmp_path: Path, look: Look) -> None:

@@ -188,7 +188,7 @@ def test_a_sample_that_is_not_trained_says_why_in_place_of_its_picture(tmp_path:
     shards = write_shard(tmp_path / "shards", [{"tags": ["dog"]}, {}], [(40, 12), (96, 96)])
     (article,) = read(look(shards, "data.buckets.min_image_px=50", keys=["000"])).every("article")
     (figure,) = article.every("figure")
-    assert figure.text == "Not trained: its shorter side is below data.buckets.min_image_px (50)."
+    assert figure.text == "Not trained: shorter side below min_image_px (50)."
     assert not list(article.every("li"))
     assert "stored 40×12 · no bucket" in article.text
 

@@ -27,17 +27,8 @@ def test_tags_move_among_those_that_are_left(drawn: str, stored: str, arrows: li
 def test_what_is_gone_stands_under_its_reason() -> None:
     gone = (Gone("a", "by chance"), Gone("dog", "implied by big dog"), Gone("b", "by chance"))
     prompt = Prompt("big dog", "tags", ("big dog",), 2, gone)
-    told = gone_by_reason(prompt, ["big dog", "dog", "a", "b"])
+    told = gone_by_reason(prompt)
     assert told == {"by chance": ["a", "b"], "implied by big dog": ["dog"]}
-
-
-def test_the_words_of_a_caption_are_one_text_and_tags_are_not() -> None:
-    texts = ["dog", "sky", "a", "dog", "in", "the", "sky"]
-    gone = tuple(Gone(text, "too long") for text in texts)
-    both = Prompt("cat, that is", "tags_caption", ("cat",), 4, gone)
-    assert gone_by_reason(both, ["cat", "dog", "sky"]) == {"too long": ["dog", "sky", "a dog in the sky"]}
-    alone = Prompt("that is", "caption", (), 2, gone)
-    assert gone_by_reason(alone, ["cat", "dog", "sky"]) == {"too long": [" ".join(texts)]}
 
 
 def test_how_a_picture_comes_to_its_bucket() -> None:
