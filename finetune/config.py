@@ -151,8 +151,10 @@ def policies(config: Config) -> list[Policy]:
         try:
             captions = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.captions), source.captions))
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"data.sources.{name}.captions: {reason}; it takes the settings of captions") from error
+            at = f"data.sources.{name}.captions.{error.full_key}" if error.full_key else f"data.sources.{name}.captions"
+            raise UserError(f"{at}: {str(error).splitlines()[0]}; it takes the settings of captions") from error
+        except UserError as error:
+            raise UserError(f"data.sources.{name}: {error}") from error
         assert isinstance(captions, CaptionsConfig)
         found.append(Policy(Prompter(captions, config.run.seed), source.loss_weight))
     return found

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, typed
 from finetune.errors import UserError
 
+COMPOSING = re.compile(r"In '.*raised while composing config:$")
 USAGE = "give a recipe: conf=NAME"
 
 
@@ -63,6 +65,8 @@ def compose_recipe(name: str, folder: Path, overrides: Sequence[str]) -> Config:
         return typed(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"a recipe is no YAML: {' '.join(str(error).split())}") from error
 
 
 def explain(error: Exception) -> str:
@@ -70,17 +74,27 @@ def explain(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
-    lines = str(error).splitlines()
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key = str(cause.full_key)
-        if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", str(cause)):
-            return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
-        if "not in" in str(cause):
-            return f"there is no setting {key}{suggestion(key)}"
-        if "is not a subclass of SourceConfig" in str(cause):
-            return f"data.sources.{key} cannot be set alone: give data.sources={{NAME: {{path: …}}, …}}, all of them"
-        lines = [f"{key}: {str(cause).splitlines()[0]}"]
-    return " ".join(lines).strip()
+    said = str(cause or error)
+    # Composing several files, Hydra keeps of what went wrong the text alone, behind a line of its own.
+    sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
+    told = re.search(r"full_key: (\S+)", said)
+    key = str(cause.full_key) if isinstance(cause, OmegaConfBaseException) and cause.full_key else told and told[1]
+    if not key:
+        return sentence if COMPOSING.match(said.splitlines()[0]) else " ".join(said.split())
+    if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", said):
+        return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
+    if "not in" in said:
+        return f"there is no setting {key}{suggestion(key)}"
+    if "is not a subclass of SourceConfig" in said:
+        return f"data.sources.{key} cannot be set alone: give data.sources={{NAME: {{path: …}}, …}}, all of them"
+    if "is incompatible with (str)" in said:
+        return f"{key} has a name that is no text: put it in quotes"
+    if "is not a ListConfig" in said:
+        where = "an entry of a list" if key.isdecimal() else key
+        return f"{where} has to be a list itself: write [a, b]"
+    if "is not Optional" in said:
+        return f"{key} is empty: remove it, or give it a value"
+    return f"{key}: {sentence}"
 
 
 def suggestion(key: str) -> str:

@@ -22,7 +22,7 @@ from data_tools.preview.reading import (
 )
 from data_tools.stats.forms import FORM_NAMES
 from finetune.data.prompts.prompter import Prompt
-from finetune.data.prompts.tags import Tag
+from finetune.data.prompts.vocabulary import Tag
 
 OPEN_DRAWS = 8
 """So many draws are seen at once; the others unfold."""

@@ -17,7 +17,7 @@ from finetune.data.plan import Draw
 from finetune.data.prompts.config import CaptionsConfig
 from finetune.data.prompts.forms import effective_mix
 from finetune.data.prompts.prompter import Prompt
-from finetune.data.prompts.tags import Tag
+from finetune.data.prompts.vocabulary import Tag
 from finetune.data.prompts.writing import clean
 from finetune.data.samples import place_of
 from finetune.data.sources import Record

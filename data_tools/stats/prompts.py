@@ -13,6 +13,7 @@ from finetune.data.labels import Labels
 from finetune.data.prompts.forms import EMPTIED, FORMS
 from finetune.data.prompts.length import CAPTION_TOO_LONG, TOO_LONG
 from finetune.data.prompts.prompter import Prompt, Prompter
+from finetune.data.prompts.tags import TWICE
 
 CLASS_TOKENS = 5
 """Width of a class of lengths."""
@@ -149,7 +150,7 @@ class Tally:
         self.pair_chances.update(pairs)
         self.together.update(pair for pair in pairs if there.issuperset(pair))
         for text, reason in prompt.gone:
-            if text in stored and text not in there:
+            if text in stored and text not in there and reason != TWICE:
                 self.reasons[text][IMPLIED if reason.startswith(IMPLIED) else reason] += 1
 
     def figures(self, sources: list[FormFigures], draws: int) -> PromptFigures:

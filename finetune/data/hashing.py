@@ -95,6 +95,12 @@ class CounterRng:
         """`n` floats in [0, 1)."""
         return to_unit(self.bits(n))
 
+    def uniforms_of(self, numbers: U64, count: int) -> npt.NDArray[np.float64]:
+        """`count` floats in [0, 1) for each of some 64-bit numbers, the same whatever the others are; the stream does
+        not move: float64 [count, numbers]."""
+        states = _finalised(numbers ^ np.uint64(self._state))
+        return to_unit(_finalised(states + np.arange(count, dtype=np.uint64)[:, None] * _GAMMA))
+
     def integer(self, n: int) -> int:
         """An integer in [0, n)."""
         return int(self.uniform() * n)

@@ -138,7 +138,11 @@ def _path(source: Any) -> str:
 def _by_name(value: Any, name: str, *, split: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Strings, and the name of each where they come in an object by name. Raises DataFault as `as_strings` does."""
     if not isinstance(value, dict):
-        return as_strings(value, name, split=split), ()
+        texts = as_strings(value, name, split=split)
+        if split or not isinstance(value, list) or len(texts) == len(value):
+            return texts, ()
+        # Empty ones among them are left out, but the others keep their places for names.
+        return texts, tuple(str(place) for place, text in enumerate(value, 1) if text.strip())
     named = [(key, text) for key, texts in value.items() for text in as_strings(texts, f"{name}: {key}", split=split)]
     return tuple(text for _, text in named), tuple(key for key, _ in named)
 

@@ -53,7 +53,9 @@ class PromptTokenizer:
         return np.repeat(self._in_chunks(ids, self.max_chunks)[None], prompts, axis=0)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # Where a text writes <|endoftext|>, it is words like others and no end.
+        found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids: list[int] = found["input_ids"]
         return ids
 
     def _in_chunks(self, ids: list[int], chunks: int) -> npt.NDArray[np.int64]:

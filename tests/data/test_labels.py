@@ -61,6 +61,12 @@ def test_tags_by_category_and_captions_by_name() -> None:
     assert parse_labels({"json": json.dumps(labels.fields()).encode()}, "auto") == labels
 
 
+def test_captions_of_a_list_keep_their_places() -> None:
+    labels = parse_labels({"json": json.dumps({"caption": ["", "two", " ", "four"]}).encode()}, "auto")
+    assert (labels.captions, labels.caption_names) == (("two", "four"), ("2", "4"))
+    assert parse_labels({"json": b'{"caption": ["one", "two"]}'}, "auto").caption_names == ()
+
+
 @pytest.mark.parametrize("source", ["https://site/posts/10_1/2", 7, None, ["a/b"]])
 def test_a_source_that_is_no_path_is_none(source: object) -> None:
     assert parse_labels({"json": json.dumps({"source": source}).encode()}, "auto") == Labels()

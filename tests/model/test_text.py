@@ -29,6 +29,13 @@ def test_a_folder_without_a_tokenizer_is_none(tmp_path: Path) -> None:
             load_tokenizer(ModelConfig(path=str(folder)))
 
 
+def test_words_are_never_control_tokens(shared_data: Path) -> None:
+    tokenizer = PromptTokenizer(CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77), 75)
+    ids = tokenizer(["a <|endoftext|> b <|startoftext|>"])[0, 0, 1:]
+    assert tokenizer.count("a <|endoftext|> b") == int(np.argmax(tokenizer(["a <|endoftext|> b"])[0, 0] == ids[-1])) - 1
+    assert (ids[: tokenizer.count("a <|endoftext|> b <|startoftext|>")] < ids[-1] - 1).all()
+
+
 def test_short_prompts_are_tokenized_as_clip_does(tokenizer: CLIPTokenizer) -> None:
     prompts = ["picture number 3", "", "tag 7, tag 12"]
     expected = tokenizer(prompts, padding="max_length", max_length=77)["input_ids"]

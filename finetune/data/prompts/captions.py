@@ -15,8 +15,8 @@ class CaptionPolicy:
         self._wildcards = wildcards
 
     def has_any(self, labels: Labels) -> bool:
-        """Whether there is a caption whose weight is not 0."""
-        return bool(labels.captions) and (not self._config.weights or max(self._weights(labels)) > 0)
+        """Whether there is a caption to be drawn, whose weight is not 0."""
+        return bool(labels.captions) and max(self._weights(labels)) > 0
 
     def draw(self, labels: Labels, rng: CounterRng) -> str:
         """A caption of a sample that has any, as one draw has it."""
@@ -32,5 +32,8 @@ class CaptionPolicy:
         return caption
 
     def _weights(self, labels: Labels) -> list[float]:
+        """Of every caption; one of control characters alone is none."""
         names = labels.caption_names or tuple(str(number) for number in range(1, len(labels.captions) + 1))
-        return [self._config.weights.get(name, 1.0) for name in names]
+        weights = [self._config.weights.get(name, 1.0) for name in names]
+        readable = (text.isprintable() or clean(text) for text in labels.captions)
+        return [weight if can_be_read else 0.0 for weight, can_be_read in zip(weights, readable, strict=True)]

@@ -1,5 +1,6 @@
 """What a recipe says about prompts. Imports nothing heavy, so that tools start fast."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -13,6 +14,9 @@ SITES = ("danbooru", "e621")
 REGEX = "re:"
 CATEGORY = "category:"
 """What a pattern that is a regular expression, or that names a category, begins with."""
+FILEWORDS, NAME, FOLDER = "[filewords]", "[name]", "[folder]"
+PLACEHOLDERS = (FILEWORDS, NAME, FOLDER)
+"""Of templates."""
 
 
 @dataclass
@@ -31,10 +35,10 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         weights = (self.tags, self.caption, self.tags_caption, self.caption_tags)
-        if min(weights) < 0 or sum(weights) == 0:
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or sum(weights) == 0:
             raise UserError(
                 f"captions.mix has the weights {', '.join(f'{weight:g}' for weight in weights)}: "
-                "none may be negative and one must be above 0"
+                "all must be numbers, none negative and one above 0"
             )
 
 
@@ -105,8 +109,8 @@ class CategoryConfig:
 @dataclass
 class TagsConfig:
     """What becomes of a sample's tags. Patterns are globs (text on *) that match a whole tag, regular expressions
-    (re:^text) that match anywhere in it, or categories (category:artist); case, underscores and escapes make no
-    difference to globs."""
+    (re:^text) that match anywhere in it, with spaces for underscores, or categories (category:artist). Case makes no
+    difference, nor do underscores and escapes to globs."""
 
     aliases: AliasConfig = field(default_factory=AliasConfig)
     categories: CategoryConfig = field(default_factory=CategoryConfig)
@@ -123,7 +127,7 @@ class TagsConfig:
     shuffle: bool = True
     """Draw the order of the tags anew each time."""
     drop: float = 0.0
-    """Probability with which each tag is dropped. The last one left never is."""
+    """Probability with which each tag is dropped. The last one left is not, unless its probability is 1."""
     sparse: float = 0.0
     """Probability of a sparse prompt, so that short ones work too."""
     sparse_drop: float = 0.75
@@ -138,11 +142,11 @@ class TagsConfig:
     implications: ImplicationConfig = field(default_factory=ImplicationConfig)
     warmup_steps: int = 0
     """Over so many steps the number of tags grows from warmup_min to all; those at the end of the stored order are left
-    out. 0 is off."""
+    out, unless they are never dropped. 0 is off."""
     warmup_min: int = 1
     """Tags that the first step of the warm-up may have, beside those that are kept."""
     split: str = ""
-    """Stored tags are also cut at this, beside commas and line breaks; ; for instance."""
+    """Tags are also cut at this (; for instance), which comes after commas and line breaks."""
     group_separator: str = ""
     """Tags joined by this (;;; for instance) are moved and dropped as one; it is written as `separator`."""
     separator: str = ", "
@@ -160,6 +164,12 @@ class TagsConfig:
             check_patterns(f"captions.tags.{name}", getattr(self, name))
         if not self.separator[-1:].isspace():
             raise UserError(f"captions.tags.separator is {self.separator!r}: end it in a space")
+        for name in ("keep_separator", "group_separator"):
+            if {",", "\n"}.intersection(getattr(self, name)):
+                raise UserError(
+                    f"captions.tags.{name} is {getattr(self, name)!r}, but tags are cut at commas and line breaks "
+                    "before it is looked for: use another one, such as |||"
+                )
 
 
 @dataclass
@@ -177,8 +187,8 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         check_choice("captions.caption.lines", self.lines, LINES)
         for name, weight in self.weights.items():
-            if weight < 0:
-                raise UserError(f"captions.caption.weights.{name} is {weight}: use 0 or more")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"captions.caption.weights.{name} is {weight}: use a number of 0 or more")
 
 
 @dataclass
@@ -216,6 +226,8 @@ class CaptionsConfig:
         if self.drop_every_epochs < 0:
             raise UserError(f"captions.drop_every_epochs is {self.drop_every_epochs}: use 0 or more")
         check_patterns("captions.no_flip", self.no_flip)
+        for template in self.templates:
+            check_template(template)
 
 
 def check_share(name: str, value: float) -> None:
@@ -230,15 +242,28 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {value!r}: use one of {', '.join(choices)}")
 
 
+def check_template(template: str) -> None:
+    """Raise UserError for a template that is empty, or has something else than a placeholder in brackets."""
+    if not isinstance(template, str):
+        raise UserError(f"captions.templates has {template}, which is no text: put it in quotes")
+    if not template.strip():
+        raise UserError("captions.templates has an empty one: remove it")
+    for word in re.findall(r"\[[^\]]*\]", template):
+        if word not in PLACEHOLDERS:
+            raise UserError(f"captions.templates has {word}: use {', '.join(PLACEHOLDERS)}, or other brackets")
+
+
 def check_patterns(name: str, patterns: list[str]) -> None:
     """Raise UserError for a regular expression that is none, or an empty pattern."""
     for pattern in patterns:
-        if not pattern.strip():
+        if not isinstance(pattern, str):
+            raise UserError(f"{name} has {pattern}, which is no text: put it in quotes")
+        if not pattern.removeprefix(REGEX).removeprefix(CATEGORY).strip():
             raise UserError(f"{name} has an empty pattern: remove it")
         if pattern.startswith(REGEX):
             try:
                 re.compile(pattern[len(REGEX) :])
-            except re.error as error:
+            except (re.error, OverflowError) as error:
                 raise UserError(
                     f"{name} has {pattern!r}, which is no regular expression ({error}): correct it"
                 ) from error

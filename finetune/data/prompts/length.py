@@ -1,5 +1,6 @@
 """How long a prompt may be, and what is left out where it is longer."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,6 +12,11 @@ WORDS_KEPT = 1 << 16
 """So many words are remembered with their tokens."""
 TOO_LONG, CAPTION_TOO_LONG = "too long", "end of a caption that is too long"
 """Why tags are left out, and the words of a caption, which come as one text."""
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+"""Scripts that put no spaces between words: Thai and Lao, Burmese, Khmer, Chinese and Japanese."""
+_WORD = re.compile(rf"[{_UNSPACED}] *|[^ {_UNSPACED}]+ *")
+"""A word with the space behind it, or a sign of such a script."""
 
 Write = Callable[[list[str], str], str]
 
@@ -64,20 +70,20 @@ def fit(parts: Parts, write: Write, limit: TokenLimit, gone: list[Gone]) -> Fitt
         return Fitting(text, tags, tokens)
 
     # Numbers stand for tags, and those after them for words.
-    units = [*tags, *parts.caption.split()]
+    units = [*tags, *_WORD.findall(parts.caption)]
     going = _in_order_of_going(parts, len(tags), len(units))
 
     def left(count: int) -> tuple[list[str], str]:
         stays = sorted(going[count:])
         words = (units[number] for number in stays if number >= len(tags))
-        return [tags[number] for number in stays if number < len(tags)], " ".join(words)
+        return [tags[number] for number in stays if number < len(tags)], "".join(words).rstrip()
 
     count = bisect_left(range(len(going)), True, key=lambda count: limit.tokens(write(*left(count))) <= limit.most)
     kept_tags, caption = left(count)
     lost = sorted(going[:count])
     gone += [Gone(units[number], TOO_LONG) for number in lost if number < len(tags)]
-    if words := " ".join(units[number] for number in lost if number >= len(tags)):
-        gone.append(Gone(words, CAPTION_TOO_LONG))
+    if words := "".join(units[number] for number in lost if number >= len(tags)):
+        gone.append(Gone(words.rstrip(), CAPTION_TOO_LONG))
     text = write(kept_tags, caption)
     return Fitting(text, kept_tags, limit.tokens(text))
 

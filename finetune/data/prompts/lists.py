@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -107,11 +107,12 @@ class Aliases:
 class Implications:
     """Which tags follow from which, and how often to leave them out."""
 
-    def __init__(self, config: ImplicationConfig, key: int) -> None:
+    def __init__(self, config: ImplicationConfig, key: int, resolve: Callable[[str], str]) -> None:
         """Take the recipe's pairs and those of its files.
 
         Args:
             key: 64 bits from `purpose_key`, on which the probabilities depend.
+            resolve: gives the name for which an alias stands; lists have old names in places.
 
         Raises:
             UserError: a pair has an empty name, or a file cannot be read.
@@ -122,7 +123,7 @@ class Implications:
         self._implied: dict[str, frozenset[str]] = {}
         own = _own("implications.pairs", ((name, implied) for name, implied in config.pairs))
         for name, implied in chain(own, *map(read_pairs, config.files)):
-            self._direct.setdefault(name, []).append(implied)
+            self._direct.setdefault(resolve(name), []).append(resolve(implied))
 
     def __bool__(self) -> bool:
         return bool(self._direct)

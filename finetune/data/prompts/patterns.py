@@ -1,20 +1,28 @@
 """Patterns of a recipe, held against tags and captions."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from finetune.data.prompts.config import CATEGORY, REGEX
 from finetune.data.prompts.lists import canonical
 
 
-class _Pattern(NamedTuple):
+class _Glob(NamedTuple):
     given: str
     """As it stands in the recipe."""
-    literal: str
-    """What a text must hold in any case, which is found faster than the pattern."""
     of_tag: re.Pattern[str]
-    of_words: re.Pattern[str]
+    pieces: list[re.Pattern[str]]
+    """What words must hold one after the other: what stands between its stars."""
+
+    def in_words(self, name: str) -> bool:
+        """Whether words match, given as a canonical name. Takes linear time, whatever they are."""
+        at = 0
+        for piece in self.pieces:
+            if not (found := piece.search(name, at)):
+                return False
+            at = found.end()
+        return True
 
 
 class Patterns:
@@ -28,41 +36,40 @@ class Patterns:
             for pattern in patterns
             if pattern.startswith(REGEX)
         ]
-        self._categories = {
+        self.categories = {
             pattern.removeprefix(CATEGORY).strip().lower(): pattern
             for pattern in patterns
             if pattern.startswith(CATEGORY)
         }
+        """The patterns that name a category, by its name."""
 
-    def tag(self, name: str, category: str) -> str | None:
-        """A pattern that matches a tag, given its canonical name and its category, which may be empty."""
-        if category in self._categories:
-            return self._categories[category]
-        for glob in self._globs:
-            if glob.literal in name and glob.of_tag.search(name):
-                return glob.given
-        return self._regex(name.replace("_", " "))
+    def tag(self, names: Iterable[str], category: str) -> str | None:
+        """A pattern that matches a tag, given the canonical names that it goes by, and its category, which may be
+        empty."""
+        if category in self.categories:
+            return self.categories[category]
+        for name in names:
+            found = next((glob.given for glob in self._globs if glob.of_tag.search(name)), None)
+            if found := found or self._regex(name.replace("_", " ")):
+                return found
+        return None
 
     def words(self, caption: str) -> str | None:
         """A pattern that matches words of a caption."""
         if self._globs:
             name = canonical(caption)
-            for glob in self._globs:
-                if glob.literal in name and glob.of_words.search(name):
-                    return glob.given
+            if found := next((glob.given for glob in self._globs if glob.in_words(name)), None):
+                return found
         return self._regex(caption)
 
     def _regex(self, text: str) -> str | None:
         return next((pattern for pattern, regex in self._regexes if regex.search(text)), None)
 
 
-def _glob(pattern: str) -> _Pattern:
-    pieces = canonical(pattern).split("*")
-    glob = ".*".join(map(re.escape, pieces))
-    return _Pattern(
-        given=pattern,
-        literal=max(pieces, key=len),
-        of_tag=re.compile(rf"\A{glob}\Z", re.DOTALL),
-        # A letter next to it would make it part of another word; an underscore stands for a space here.
-        of_words=re.compile(rf"(?<![^\W_]){glob}(?![^\W_])", re.DOTALL),
-    )
+def _glob(pattern: str) -> _Glob:
+    pieces = [re.escape(piece) for piece in canonical(pattern).split("*")]
+    of_tag = re.compile(rf"\A{'.*'.join(pieces)}\Z", re.DOTALL)
+    # A letter next to it would make it part of another word; an underscore stands for a space here.
+    pieces[0] = pieces[0] and rf"(?<![^\W_]){pieces[0]}"
+    pieces[-1] = pieces[-1] and rf"{pieces[-1]}(?![^\W_])"
+    return _Glob(pattern, of_tag, [re.compile(piece) for piece in pieces if piece])

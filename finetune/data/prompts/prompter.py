@@ -1,7 +1,7 @@
 """From a sample's labels to the prompt of a draw. The order of the policies is that of `Prompter.draw`."""
 
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import NamedTuple
 
 from finetune.data.hashing import CounterRng, purpose_key, weighted
@@ -9,17 +9,16 @@ from finetune.data.labels import Labels, concept
 from finetune.data.plan import Draw
 from finetune.data.prompts.captions import CaptionPolicy
 from finetune.data.prompts.choices import Choice
-from finetune.data.prompts.config import CaptionsConfig
+from finetune.data.prompts.config import FILEWORDS, FOLDER, NAME, CaptionsConfig
 from finetune.data.prompts.forms import EMPTIED, FORMS, MISSING, effective_mix
 from finetune.data.prompts.length import Parts, TokenLimit, fit
-from finetune.data.prompts.lists import canonical
 from finetune.data.prompts.patterns import Patterns
-from finetune.data.prompts.tags import Gone, Stored, Tag, TagPolicy, tags_of
+from finetune.data.prompts.tags import Gone, Stored, TagPolicy, tags_of
+from finetune.data.prompts.vocabulary import Tag
 from finetune.data.prompts.writing import clean, resolve_wildcards
 from finetune.errors import UserError
 
 SENTENCE_ENDS = (".", "!", "?", "。")
-FILEWORDS, NAME, FOLDER = "[filewords]", "[name]", "[folder]"
 
 
 class Prompt(NamedTuple):
@@ -74,20 +73,32 @@ class Prompter:
         rng = CounterRng(self._key, draw.epoch, draw.sample, draw.repeat)
         if self._is_emptied(draw.epoch, rng):
             return Prompt("", EMPTIED, (), 0, ())
-        form, frame, gone = self._form(labels, rng), self._frame(rng), list[Gone]()
-        tags, caption = Stored([], [], []), ""
-        if "tags" in FORMS[form]:
-            stored = self._tags.stored(labels, rng, gone)
-            tags = self._tags.draw(self._unnamed(stored, frame, gone), rng, step, gone)
+        gone: list[Gone] = []
+        frame, tags, caption = self._frame(rng), self._tags.stored(labels, rng, gone), ""
+        form = self._form(tags, labels, rng)
+        if "tags" in FORMS[form] and FILEWORDS in frame:
+            tags = self._tags.draw(self._unnamed(tags, frame, gone), rng, step, gone)
+        else:
+            tags, gone = Stored([], [], []), []
         if form == MISSING:
             caption = clean(self.config.missing.replace(FOLDER, folder_of(path)))
-        elif "caption" in FORMS[form]:
+        elif "caption" in FORMS[form] and FILEWORDS in frame:
             caption = self._captions.draw(labels, rng)
         if frame != FILEWORDS:
             frame = clean(frame.replace(NAME, self._name).replace(FOLDER, folder_of(path)))
         write = partial(self._write, form, frame)
         fitting = fit(Parts(tags, caption, caption_first=form == "caption_tags"), write, limit, gone)
         return Prompt(fitting.text, form, tuple(fitting.tags), fitting.tokens, tuple(gone))
+
+    def check(self, limit: TokenLimit) -> None:
+        """Raise UserError where what stands around every prompt is longer than a prompt may be."""
+        for frame in self._frames:
+            tokens = limit.tokens(frame.replace(NAME, self._name).replace(FILEWORDS, ""))
+            if tokens > limit.most:
+                raise UserError(
+                    f"captions.prefix, suffix, name and the template {frame!r} have {tokens} tokens, but "
+                    f"model.max_tokens is {limit.most}: shorten them"
+                )
 
     def stored(self, labels: Labels) -> list[Tag]:
         """All of a sample's tags as they are before a draw, each once; a wildcard among them is resolved in one of its
@@ -100,22 +111,21 @@ class Prompter:
 
     def forms(self, labels: Labels) -> dict[str, float]:
         """The share of each form among a sample's prompts, before any are emptied."""
-        return self._mixes[self._tags.has_any(labels), self._captions.has_any(labels)]
+        return self._mixes[bool(self.stored(labels)), self._captions.has_any(labels)]
 
     def forbids_flip(self, labels: Labels) -> str | None:
         """The pattern because of which a sample must not be mirrored; None where it may be."""
         if not self.config.no_flip:
             return None
-        by_tag = (tag.no_flip for tag in self._tags.tags(labels))
         by_caption = (self._no_flip.words(clean(caption)) for caption in labels.captions)
-        return next(filter(None, chain(by_tag, by_caption)), None)
+        return self._tags.forbids_flip(labels) or next(filter(None, by_caption), None)
 
     def _is_emptied(self, epoch: int, rng: CounterRng) -> bool:
         every = self.config.drop_every_epochs
         return bool(every and (epoch + 1) % every == 0) or rng.at(Choice.EMPTY) < self.config.drop
 
-    def _form(self, labels: Labels, rng: CounterRng) -> str:
-        mix = self.forms(labels)
+    def _form(self, tags: Stored, labels: Labels, rng: CounterRng) -> str:
+        mix = self._mixes[any(tags), self._captions.has_any(labels)]
         return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))]
 
     def _frame(self, rng: CounterRng) -> str:
@@ -127,7 +137,7 @@ class Prompter:
 
     def _unnamed(self, tags: Stored, frame: str, gone: list[Gone]) -> Stored:
         """Tags without the name where the template says it."""
-        name = canonical(self._name)
+        name = self._tags.vocabulary.name(self._name)
         if NAME not in frame or all(tag.name != name for tag in tags_of(tags)):
             return tags
         gone += [Gone(tag.text, "in the template") for tag in tags_of(tags) if tag.name == name]

@@ -9,7 +9,7 @@ _UNREADABLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ") | dict.from
 _EMOTICON_LETTERS = frozenset("0369ox")
 _BARE_BRACKET = re.compile(r"(?<!\\)([()\[\]])")
 _ESCAPED_BRACKET = re.compile(r"\\([()\[\]])")
-_WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+WILDCARD_SIGNS = re.compile(r"([{|}])")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+")
 
 
@@ -45,11 +45,22 @@ def is_emoticon(tag: str) -> bool:
 
 
 def resolve_wildcards(text: str, rng: CounterRng) -> str:
-    """Text in which every {a|b} is one of what it holds, innermost first; braces without a bar stay."""
-    while found := _WILDCARD.search(text):
-        options = found[1].split("|")
-        text = text[: found.start()] + options[rng.integer(len(options))] + text[found.end() :]
-    return text
+    """Text in which every {a|b} is one of what it holds, innermost first; braces without a bar stay, and so do those
+    without their counterpart."""
+    # What is open, outermost first: of each brace its options so far; at the bottom the text itself.
+    open_braces: list[list[str]] = [[""]]
+    for part in WILDCARD_SIGNS.split(text):
+        if part == "{":
+            open_braces.append([""])
+        elif part == "|" and len(open_braces) > 1:
+            open_braces[-1].append("")
+        elif part == "}" and len(open_braces) > 1:
+            options = open_braces.pop()
+            chosen = options[rng.integer(len(options))] if len(options) > 1 else f"{{{options[0]}}}"
+            open_braces[-1][-1] += chosen
+        else:
+            open_braces[-1][-1] += part
+    return "{".join("|".join(options) for options in open_braces)
 
 
 def shuffle_sentences(text: str, rng: CounterRng) -> str:

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from finetune.data.prompts.config import CaptionsConfig
+from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Prompter
 from finetune.errors import UserError
 from finetune.recipes import read_recipe
@@ -16,8 +17,8 @@ from finetune.recipes import read_recipe
     [
         ({"drop": 1.5}, r"captions\.drop is 1\.5: use a number from 0 to 1"),
         ({"drop_every_epochs": -1}, r"captions\.drop_every_epochs is -1: use 0 or more"),
-        ({"mix": {"tags": -1.0}}, r"captions\.mix has the weights -1, 1, 0, 0: none may be negative"),
-        ({"mix": {"tags": 0.0, "caption": 0.0}}, r"captions\.mix .* one must be above 0"),
+        ({"mix": {"tags": -1.0}}, r"captions\.mix has the weights -1, 1, 0, 0: all must be numbers, none negative"),
+        ({"mix": {"tags": 0.0, "caption": 0.0}}, r"captions\.mix .* none negative and one above 0"),
         ({"no_flip": [""]}, r"captions\.no_flip has an empty pattern: remove it"),
         ({"no_flip": ["re:("]}, r"captions\.no_flip has 're:\(', which is no regular expression"),
         ({"tags": {"drop": -0.1}}, r"captions\.tags\.drop is -0\.1"),
@@ -37,6 +38,26 @@ from finetune.recipes import read_recipe
         ({"tags": {"implications": {"drop": [0.5, 0.3]}}}, r"implications\.drop is \[0\.5, 0\.3\]: give \[lowest"),
         ({"tags": {"implications": {"pairs": [["dog"]]}}}, r"implications\.pairs has \['dog'\]: give \[tag"),
         ({"tags": {"categories": {"site": "x"}}}, r"categories\.site is 'x': use one of danbooru, e621"),
+        ({"mix": {"tags": float("inf")}}, r"captions\.mix has the weights inf, 1, 0, 0: all must be numbers"),
+        ({"caption": {"weights": {"blip": float("nan")}}}, r"caption\.weights\.blip is nan: use a number"),
+        ({"no_flip": ["category: "]}, r"captions\.no_flip has an empty pattern"),
+        ({"no_flip": ["re:"]}, r"captions\.no_flip has an empty pattern"),
+        ({"no_flip": ["re:a{99999999999}"]}, r"captions\.no_flip has 're:a\{99999999999\}', which is no regular"),
+        (
+            {"no_flip": [{"category": "artist"}]},
+            r"captions\.no_flip has \{'category': 'artist'\}, which is no text: put",
+        ),
+        (
+            {"templates": [["filewords"]]},
+            r"captions\.templates has \['filewords'\], which is no text: put it in quotes",
+        ),
+        (
+            {"templates": ["[filewrods]"]},
+            r"captions\.templates has \[filewrods\]: use \[filewords\], \[name\], \[folder\]",
+        ),
+        ({"templates": [" "]}, r"captions\.templates has an empty one"),
+        ({"tags": {"keep_separator": ","}}, r"keep_separator is ',', but tags are cut at commas"),
+        ({"tags": {"group_separator": "\n"}}, r"group_separator is '\\n', but tags are cut at commas"),
         ({"caption": {"lines": "last"}}, r"caption\.lines is 'last': use one of all, first, random"),
         ({"caption": {"weights": {"blip": -1.0}}}, r"caption\.weights\.blip is -1"),
     ],
@@ -58,6 +79,13 @@ def test_values_that_are_not_allowed(settings: dict[str, Any], message: str) -> 
 def test_a_misspelt_policy(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_recipe(["conf=hyperfusion", "data.shards=x", override])
+
+
+def test_what_stands_around_every_prompt_may_not_be_too_long() -> None:
+    limit = TokenLimit(lambda text: 1, 4)
+    Prompter(CaptionsConfig(prefix="one two three four"), 0).check(limit)
+    with pytest.raises(UserError, match=r"have 5 tokens, but model\.max_tokens is 4: shorten them"):
+        Prompter(CaptionsConfig(prefix="one two three", name="four five"), 0).check(limit)
 
 
 def test_templates_that_ask_for_a_name_need_one() -> None:

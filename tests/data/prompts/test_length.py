@@ -111,6 +111,15 @@ def test_nothing_is_ever_longer_and_nothing_more_would_fit(count: int, most: int
         assert words(most).tokens(longer) > most
 
 
+@pytest.mark.parametrize("text", ["夜の街を歩く" * 40, "คนเดินอยู่บนถนน" * 40, "街の a夜b" * 60])
+def test_text_without_spaces_is_cut_too(clip: PromptTokenizer, text: str) -> None:
+    limit = TokenLimit(clip.count, 75)
+    found = Prompter(CaptionsConfig(drop=0.0), 0).draw(Labels((), (text,)), "", Draw(0, 0, 0), 0, limit)
+    assert 65 < found.tokens <= 75
+    assert text.startswith(found.text)
+    assert found.text + found.gone[0].text == text or found.text + " " + found.gone[0].text == text
+
+
 def test_ten_thousand_tags(clip: PromptTokenizer) -> None:
     rng = CounterRng(0)
     tags = tuple(f"tag {number}{'x' * rng.integer(9)}" for number in range(10_000))

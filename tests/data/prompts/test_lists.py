@@ -48,7 +48,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def implications(pairs: list[tuple[str, str]], key: int = KEY, drop: tuple[float, float] = (0.3, 0.5)) -> Implications:
-    return Implications(ImplicationConfig(pairs=[list(pair) for pair in pairs], drop=list(drop)), key)
+    return Implications(ImplicationConfig(pairs=[list(pair) for pair in pairs], drop=list(drop)), key, str)
 
 
 def pair_file(folder: Path, name: str, pairs: list[tuple[str, str]]) -> str:
@@ -362,11 +362,11 @@ def test_implications_of_the_recipe_and_of_files_add_up(tmp_path: Path) -> None:
         pair_file(tmp_path, "a.csv", [("poodle", "dog"), ("dog", "canine")]),
         pair_file(tmp_path, "b.csv", [("canine", "mammal"), ("poodle", "dog")]),
     ]
-    found = Implications(ImplicationConfig(files=files, pairs=[["Poodle", "Curly Hair"]]), KEY)
+    found = Implications(ImplicationConfig(files=files, pairs=[["Poodle", "Curly Hair"]]), KEY, str)
     assert found.implied_by("poodle") == {"dog", "canine", "mammal", "curly_hair"}
     assert found.implied_by("mammal") == found.implied_by("unheard_of") == frozenset()
     assert found
-    assert not Implications(ImplicationConfig(), KEY)
+    assert not Implications(ImplicationConfig(), KEY, str)
 
 
 def test_long_chains_and_circles_of_implications() -> None:
@@ -394,7 +394,7 @@ def test_another_process_has_the_same_probabilities() -> None:
     code = (
         "from finetune.data.prompts.lists import Implications\n"
         "from finetune.data.prompts.config import ImplicationConfig\n"
-        f"print(repr(Implications(ImplicationConfig(), {KEY}).probability('füchs', 'dog')))"
+        f"print(repr(Implications(ImplicationConfig(), {KEY}, str).probability('füchs', 'dog')))"
     )
     printed = {
         subprocess.run(
@@ -448,7 +448,7 @@ def test_real_exports_are_read_whole(shared_data: Path, name: str) -> None:
 
 def test_real_implications(shared_data: Path) -> None:
     file = str(shared_data / "tags" / "e621_tag_implications-2025-05-01.csv.gz")
-    found = Implications(ImplicationConfig(files=[file]), KEY)
+    found = Implications(ImplicationConfig(files=[file]), KEY, str)
     dogs = {"collie", "sheepdog", "herding_dog", "pastoral_dog", "domestic_dog"}
     assert found.implied_by("border_collie") == dogs | {"canis", "canine", "canid", "mammal"}
     for name in {name for pair in read_pairs(file) for name in pair}:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from finetune.data.labels import Labels
 from finetune.data.plan import Draw
-from finetune.data.prompts.config import CaptionConfig, CaptionsConfig, ImplicationConfig, MixConfig, TagsConfig
+from finetune.data.prompts.config import (
+    AliasConfig,
+    CaptionConfig,
+    CaptionsConfig,
+    ImplicationConfig,
+    MixConfig,
+    TagsConfig,
+)
 from finetune.data.prompts.forms import EMPTIED
 from finetune.data.prompts.prompter import Prompt, Prompter
 from tests.helpers import WORDS
@@ -108,7 +115,7 @@ def test_a_sparse_prompt_is_one_for_all_its_tags(tagged: list[Prompt]) -> None:
 
 def test_an_implied_tag_is_dropped_where_what_implies_it_stays(tagged: list[Prompt]) -> None:
     prompter = Prompter(POLICY, 7)
-    share = prompter._tags._implications.probability("big_dog", "dog")
+    share = prompter._tags.vocabulary.probability("big_dog", "dog")
     assert 0.3 <= share <= 0.5
     both = [
         p for p in tagged if "big dog" in p.tags and not {("dog", "by chance"), ("dog", "sparse prompt")} & {*p.gone}
@@ -212,7 +219,7 @@ TAGGED = Labels(("fox", "snow"))
         (Labels(("snow", "Fox")), {"name": "fox"}, "fox, snow"),
         (TAGGED, {"name": "fox", "templates": ["[filewords]"]}, "fox, snow"),
         (TAGGED, {"name": "sks", "templates": ["[filewords] by [name]"]}, "fox, snow by sks"),
-        (TAGGED, {"name": "[filewords]", "templates": ["[name]"]}, "fox, snow"),
+        (TAGGED, {"name": "sks", "templates": ["a photo of [name]"]}, "a photo of sks"),
         (Labels(), {"name": "sks"}, "sks"),
         (Labels(), {"templates": ["[filewords], best quality"]}, "best quality"),
         (Labels(), {"prefix": "photo of"}, "photo of"),
@@ -282,6 +289,50 @@ def test_pictures_that_must_not_be_mirrored() -> None:
     assert prompter.forbids_flip(Labels(("left_hand",))) == "re:^left"
     assert prompter.forbids_flip(Labels(("sky",), ("a cat",))) is None
     assert Prompter(CaptionsConfig(), 0).forbids_flip(Labels(("text on sign",))) is None
+
+
+@pytest.mark.parametrize(
+    ("tag", "settings"),
+    [
+        ("a; text on sign", {"split": ";"}),
+        ("b ||| text on sign", {"keep_separator": "|||"}),
+        ("sky;;;text on sign", {"group_separator": ";;;"}),
+        ("text_on_sign", {"aliases": AliasConfig(pairs={"text on sign": "sign writing"})}),
+        ("sign_text", {"aliases": AliasConfig(pairs={"sign text": "text on sign"})}),
+    ],
+)
+def test_whatever_a_tag_is_written_in_it_forbids_mirroring(tag: str, settings: dict[str, Any]) -> None:
+    prompter = Prompter(CaptionsConfig(no_flip=["text on *"], tags=TagsConfig(**settings)), 0)
+    assert prompter.forbids_flip(Labels(("sky", tag))) == "text on *"
+    assert prompter.forbids_flip(Labels(("sky", tag.replace("text", "paint")))) is None
+
+
+def test_wildcards_forbid_mirroring_where_one_of_them_would() -> None:
+    prompter = Prompter(CaptionsConfig(no_flip=["written"], wildcards=True), 0)
+    assert prompter.forbids_flip(Labels(("sky", "{written|sky}"))) == "written"
+    assert prompter.forbids_flip(Labels(("sky", "{handwritten|sky}"))) is None
+
+
+def test_a_template_without_words_has_no_tags() -> None:
+    config = CaptionsConfig(drop=0.0, name="sks", templates=["a photo of [name]"], tags=TagsConfig(drop=0.5))
+    found = draw(TAGGED, config)
+    assert (found.text, found.tags, found.gone) == ("a photo of sks", (), ())
+
+
+def test_the_name_may_be_an_alias() -> None:
+    tags = TagsConfig(shuffle=False, aliases=AliasConfig(pairs={"doggo": "dog"}))
+    assert draw(Labels(("dog", "sky")), CaptionsConfig(drop=0.0, name="doggo", tags=tags)).text == "doggo, sky"
+
+
+def test_tags_that_come_to_nothing_leave_the_caption() -> None:
+    for tag, settings in (
+        ("sky; sky", {"split": ";", "remove": ["sky"]}),
+        ("|||", {"keep_separator": "|||"}),
+        ("{|}", {}),
+        (";;;", {"group_separator": ";;;"}),
+    ):
+        config = CaptionsConfig(drop=0.0, wildcards=True, tags=TagsConfig(**settings))  # type: ignore[arg-type]
+        assert {draw(Labels((tag,), ("a fox", "\0")), config, i).text for i in range(30)} == {"a fox"}
 
 
 def test_a_tag_that_is_dropped_still_forbids_mirroring() -> None:

@@ -167,7 +167,7 @@ def test_of_several_reasons_the_likeliest_counts() -> None:
     made = policy(implications=implications)
     labels = Labels(("dog", *(pair[0] for pair in pairs)))
     lost = sum("dog" not in drawn(made, labels, i)[0] for i in range(DRAWS))
-    likeliest = max(made._implications.probability(pair[0].replace(" ", "_"), "dog") for pair in pairs)
+    likeliest = max(made.vocabulary.probability(pair[0].replace(" ", "_"), "dog") for pair in pairs)
     assert 0.4 < likeliest < 0.5
     assert near(lost, likeliest)
 
@@ -214,6 +214,51 @@ def test_warming_up_takes_more_and_more_tags_in_their_order() -> None:
     assert drawn(made, Labels(tuple(tags)), step=50)[0] == tags[:7]
     assert drawn(made, Labels(("a",)), step=0)[0] == ["a"]
     assert Gone("t2", "warm-up") in drawn(made, Labels(tuple(tags)), step=0)[1]
+
+
+def test_the_warm_up_leaves_what_is_never_dropped() -> None:
+    found, gone = draw(["a", "b", "c", "z"], warmup_steps=10, never_drop=["z"], shuffle=False)
+    assert found == ["a", "z"]
+    assert gone == [Gone("b", "warm-up"), Gone("c", "warm-up")]
+
+
+def test_what_becomes_of_a_tag_does_not_depend_on_what_stands_beside_it() -> None:
+    """Neither on other tags nor on policies that are not about it."""
+    tags = [f"t{number}" for number in range(20)]
+    plain, others = policy(drop=0.5), policy(drop=0.5, keep_first=3, remove=["t19"], warmup_steps=0, important=["t7"])
+    for i in range(40):
+        one = [tag for tag in drawn(plain, Labels(tuple(tags)), i)[0] if tag not in {"t0", "t1", "t2", "t7", "t19"}]
+        more = drawn(others, Labels(("new", "x", *tags[3:])), i)[0]
+        assert [tag for tag in more if tag in tags and tag not in {"t3", "t7"}] == [tag for tag in one if tag != "t3"]
+
+
+def test_aliases_reach_implications_and_patterns() -> None:
+    turned = AliasConfig(pairs={"dog": "doggo", "text_on_clothes": "clothes_writing"})
+    made = policy(aliases=turned, implications=ImplicationConfig(pairs=[["big dog", "dog"]], drop=[1.0, 1.0]))
+    assert set(drawn(made, Labels(("big dog", "dog")))[0]) == {"big dog"}
+    assert draw(["dog", "sky"], aliases=turned, remove=["dog"])[0] == ["sky"]
+    assert draw(["dog", "sky"], aliases=turned, remove=["doggo"])[0] == ["sky"]
+
+
+def test_categories_are_found_by_either_name(tmp_path: Path) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text("dog,5,9,\n")
+    made = policy(
+        aliases=AliasConfig(pairs={"dog": "doggo"}),
+        categories=CategoryConfig(str(path), "e621"),
+        category_drop={"species": 1.0},
+    )
+    assert drawn(made, Labels(("dog", "sky")))[1] == [Gone("doggo", "category species")]
+    with pytest.raises(UserError, match=r"captions\.tags\.important has 'specis': use one of"):
+        policy(categories=CategoryConfig(str(path), "e621"), important=["category:specis"])
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [(";;;", []), ("a;;;", ["a"]), (";;;a;;; ;;;b", ["a, b"]), ("sky;;;sea", ["sea"]), ("sky;;;sky", [])],
+)
+def test_groups_have_no_empty_parts_and_none_that_are_removed(tag: str, expected: list[str]) -> None:
+    assert draw([tag], group_separator=";;;", remove=["sky"])[0] == expected
 
 
 def test_groups_move_and_go_as_one() -> None:

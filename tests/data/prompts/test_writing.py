@@ -101,6 +101,18 @@ def test_what_is_no_wildcard_stays(text: str) -> None:
     assert resolve_wildcards(text, CounterRng(0)) == text
 
 
+def test_braces_without_a_bar_do_not_hide_those_around_them() -> None:
+    assert {resolve_wildcards("{a{b}|c}", CounterRng(1, i)) for i in range(50)} == {"a{b}", "c"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{|" * 50_000, "{a}" * 50_000 + "{a|a}" * 50_000, "{" + "|" * 200_000, "}|{" * 50_000]
+)
+def test_many_braces_take_linear_time(text: str) -> None:
+    """Once through takes a second at most; quadratic would take hours."""
+    resolve_wildcards(text, CounterRng(1))
+
+
 def test_an_empty_choice_is_one() -> None:
     assert {resolve_wildcards("a{ big|}", CounterRng(1, i)) for i in range(50)} == {"a big", "a"}
 
