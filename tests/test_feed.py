@@ -131,7 +131,10 @@ def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
 
 @pytest.mark.parametrize(
     ("captions", "message"),
-    [({"drp": 1}, r"data\.sources\.a\.captions\.drp: Key 'drp'"), ({"drop": 7}, r"data\.sources\.a: captions\.drop is 7")],
+    [
+        ({"drp": 1}, r"data\.sources\.a\.captions\.drp: Key 'drp'"),
+        ({"drop": 7}, r"data\.sources\.a: captions\.drop is 7"),
+    ],
 )
 def test_a_source_s_mistaken_captions_are_named(captions: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -14,13 +14,20 @@ class CaptionPolicy:
         self._config = config
         self._wildcards = wildcards
 
-    def has_any(self, labels: Labels) -> bool:
-        """Whether there is a caption to be drawn, whose weight is not 0."""
-        return bool(labels.captions) and max(self._weights(labels)) > 0
+    def weights(self, labels: Labels) -> list[float]:
+        """Of every caption; one of control characters alone is none."""
+        names = labels.caption_names or tuple(str(number) for number in range(1, len(labels.captions) + 1))
+        weights = [self._config.weights.get(name, 1.0) for name in names]
+        readable = (text.isprintable() or clean(text) for text in labels.captions)
+        return [weight if can_be_read else 0.0 for weight, can_be_read in zip(weights, readable, strict=True)]
 
-    def draw(self, labels: Labels, rng: CounterRng) -> str:
-        """A caption of a sample that has any, as one draw has it."""
-        caption = labels.captions[weighted(rng.at(Choice.CAPTION), self._weights(labels))]
+    def draw(self, labels: Labels, weights: list[float], rng: CounterRng) -> str:
+        """A caption of a sample, as one draw has it.
+
+        Args:
+            weights: of its captions, not all 0.
+        """
+        caption = labels.captions[weighted(rng.at(Choice.CAPTION), weights)]
         lines = [line for line in caption.splitlines() if line.strip()]
         if len(lines) > 1 and self._config.lines != "all":
             caption = lines[int(rng.at(Choice.LINE) * len(lines)) if self._config.lines == "random" else 0]
@@ -30,10 +37,3 @@ class CaptionPolicy:
         if self._config.shuffle_sentences:
             caption = shuffle_sentences(caption, rng.fork(Choice.SENTENCES))
         return caption
-
-    def _weights(self, labels: Labels) -> list[float]:
-        """Of every caption; one of control characters alone is none."""
-        names = labels.caption_names or tuple(str(number) for number in range(1, len(labels.captions) + 1))
-        weights = [self._config.weights.get(name, 1.0) for name in names]
-        readable = (text.isprintable() or clean(text) for text in labels.captions)
-        return [weight if can_be_read else 0.0 for weight, can_be_read in zip(weights, readable, strict=True)]

@@ -12,11 +12,15 @@ class _Glob(NamedTuple):
     given: str
     """As it stands in the recipe."""
     of_tag: re.Pattern[str]
+    literal: str
+    """What words must hold in any case, which is found faster than the pieces."""
     pieces: list[re.Pattern[str]]
     """What words must hold one after the other: what stands between its stars."""
 
     def in_words(self, name: str) -> bool:
         """Whether words match, given as a canonical name. Takes linear time, whatever they are."""
+        if self.literal not in name:
+            return False
         at = 0
         for piece in self.pieces:
             if not (found := piece.search(name, at)):
@@ -67,9 +71,10 @@ class Patterns:
 
 
 def _glob(pattern: str) -> _Glob:
-    pieces = [re.escape(piece) for piece in canonical(pattern).split("*")]
+    literals = canonical(pattern).split("*")
+    pieces = [re.escape(literal) for literal in literals]
     of_tag = re.compile(rf"\A{'.*'.join(pieces)}\Z", re.DOTALL)
     # A letter next to it would make it part of another word; an underscore stands for a space here.
     pieces[0] = pieces[0] and rf"(?<![^\W_]){pieces[0]}"
     pieces[-1] = pieces[-1] and rf"{pieces[-1]}(?![^\W_])"
-    return _Glob(pattern, of_tag, [re.compile(piece) for piece in pieces if piece])
+    return _Glob(pattern, of_tag, max(literals, key=len), [re.compile(piece) for piece in pieces if piece])

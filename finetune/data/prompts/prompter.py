@@ -75,7 +75,8 @@ class Prompter:
             return Prompt("", EMPTIED, (), 0, ())
         gone: list[Gone] = []
         frame, tags, caption = self._frame(rng), self._tags.stored(labels, rng, gone), ""
-        form = self._form(tags, labels, rng)
+        weights = self._captions.weights(labels)
+        form = self._form(any(tags), any(weights), rng)
         if "tags" in FORMS[form] and FILEWORDS in frame:
             tags = self._tags.draw(self._unnamed(tags, frame, gone), rng, step, gone)
         else:
@@ -83,7 +84,7 @@ class Prompter:
         if form == MISSING:
             caption = clean(self.config.missing.replace(FOLDER, folder_of(path)))
         elif "caption" in FORMS[form] and FILEWORDS in frame:
-            caption = self._captions.draw(labels, rng)
+            caption = self._captions.draw(labels, weights, rng)
         if frame != FILEWORDS:
             frame = clean(frame.replace(NAME, self._name).replace(FOLDER, folder_of(path)))
         write = partial(self._write, form, frame)
@@ -111,27 +112,27 @@ class Prompter:
 
     def forms(self, labels: Labels) -> dict[str, float]:
         """The share of each form among a sample's prompts, before any are emptied."""
-        return self._mixes[bool(self.stored(labels)), self._captions.has_any(labels)]
+        return self._mixes[bool(self.stored(labels)), any(self._captions.weights(labels))]
 
     def forbids_flip(self, labels: Labels) -> str | None:
         """The pattern because of which a sample must not be mirrored; None where it may be."""
         if not self.config.no_flip:
             return None
-        by_caption = (self._no_flip.words(clean(caption)) for caption in labels.captions)
+        by_caption = (self._no_flip.words(caption) for caption in labels.captions)
         return self._tags.forbids_flip(labels) or next(filter(None, by_caption), None)
 
     def _is_emptied(self, epoch: int, rng: CounterRng) -> bool:
         every = self.config.drop_every_epochs
         return bool(every and (epoch + 1) % every == 0) or rng.at(Choice.EMPTY) < self.config.drop
 
-    def _form(self, tags: Stored, labels: Labels, rng: CounterRng) -> str:
-        mix = self._mixes[any(tags), self._captions.has_any(labels)]
+    def _form(self, has_tags: bool, has_caption: bool, rng: CounterRng) -> str:
+        mix = self._mixes[has_tags, has_caption]
         return list(mix)[weighted(rng.at(Choice.FORM), list(mix.values()))]
 
     def _frame(self, rng: CounterRng) -> str:
         """Prefix, template and suffix of a draw."""
         frame = self._frames[int(rng.at(Choice.TEMPLATE) * len(self._frames))]
-        if self.config.wildcards:
+        if self.config.wildcards and "{" in frame:
             frame = clean(resolve_wildcards(frame, rng.fork(Choice.TEMPLATE_WILDCARDS)))
         return frame
 

@@ -1,7 +1,6 @@
 """What becomes of a sample's tags, draw by draw: dropped, put in order."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -61,8 +60,7 @@ class TagPolicy:
         Args:
             rng: of the draw; wildcards are resolved with it.
         """
-        resolve = partial(resolve_wildcards, rng=rng.fork(Choice.TAG_WILDCARDS)) if self._wildcards else str
-        tags = self._each_once(self._read(labels, resolve), gone)
+        tags = self._each_once(self._read(labels, rng), gone)
         if not self._config.keep_separator or MARK not in tags:
             first = self._config.keep_first
             return Stored(tags[:first], tags[first:], [])
@@ -96,7 +94,7 @@ class TagPolicy:
 
     def forbids_flip(self, labels: Labels) -> str | None:
         """The pattern because of which a sample's tags, all that are stored, forbid to mirror its picture."""
-        patterns = [tag.no_flip for tag in self._read(labels, str)]
+        patterns = [tag.no_flip for tag in self._read(labels, None)]
         if self._wildcards:  # of which any may come
             patterns += [self._no_flip.words(WILDCARD_SIGNS.sub(" ", tag)) for tag in labels.tags if "{" in tag]
         return next(filter(None, patterns), None)
@@ -106,15 +104,17 @@ class TagPolicy:
         by_name = {tag.name: tag for tag in tags}
         return [(tag, by_name[name]) for tag in tags for name in sorted(tag.implies.intersection(by_name))]
 
-    def _read(self, labels: Labels, resolve: Callable[[str], str]) -> list[Tag]:
-        """All of a sample's tags: resolved, cut at `split`, and with MARK where the recipe's marker stands."""
+    def _read(self, labels: Labels, rng: CounterRng | None) -> list[Tag]:
+        """All of a sample's tags: cut at `split`, with MARK where the recipe's marker stands, and with wildcards
+        resolved where a draw's `rng` is given."""
         tag, marker, split = self.vocabulary.tag, self._config.keep_separator, self._config.split
         written = "\n".join(labels.tags) if self._marks else ""
         if not any(mark in written for mark in self._marks):
             return list(map(tag, labels.tags, labels.categories) if labels.categories else map(tag, labels.tags))
         tags: list[Tag] = []
+        rng = rng.fork(Choice.TAG_WILDCARDS) if rng and self._wildcards else None
         for stored, category in zip(labels.tags, labels.categories or repeat(""), strict=False):
-            text = resolve(stored)
+            text = resolve_wildcards(stored, rng) if rng else stored
             for number, part in enumerate(text.split(marker) if marker else [text]):
                 tags += [MARK] if number else []
                 tags += [tag(name, category) for name in (part.split(split) if split else [part])]

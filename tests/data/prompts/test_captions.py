@@ -15,7 +15,7 @@ THREE = ("one", "two", "three")
 
 def drawn(labels: Labels, config: CaptionConfig, *, wildcards: bool = False) -> Counter[str]:
     policy = CaptionPolicy(config, wildcards=wildcards)
-    return Counter(policy.draw(labels, CounterRng(3, i)) for i in range(DRAWS))
+    return Counter(policy.draw(labels, policy.weights(labels), CounterRng(3, i)) for i in range(DRAWS))
 
 
 def near(count: int, share: float) -> bool:
@@ -42,9 +42,10 @@ def test_captions_are_drawn_by_weight(
 
 def test_captions_of_no_weight_are_as_none() -> None:
     policy = CaptionPolicy(CaptionConfig(weights={"blip": 0.0}), wildcards=False)
-    assert not policy.has_any(Labels(captions=("a", "b"), caption_names=("blip", "blip")))
-    assert policy.has_any(Labels(captions=("a", "b"), caption_names=("blip", "human")))
-    assert not policy.has_any(Labels())
+    assert not any(policy.weights(Labels(captions=("a", "b"), caption_names=("blip", "blip"))))
+    assert policy.weights(Labels(captions=("a", "b"), caption_names=("blip", "human"))) == [0.0, 1.0]
+    assert policy.weights(Labels()) == []
+    assert policy.weights(Labels(captions=("\0", "a"))) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
