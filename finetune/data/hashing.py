@@ -96,9 +96,15 @@ class CounterRng:
         return to_unit(self.bits(n))
 
     def uniforms_of(self, numbers: U64, count: int) -> npt.NDArray[np.float64]:
-        """`count` floats in [0, 1) for each of some 64-bit numbers, the same whatever the others are; the stream does
-        not move: float64 [count, numbers]."""
-        states = _finalised(numbers ^ np.uint64(self._state))
+        """`count` floats in [0, 1) for each of some hashes, the same whatever the others are; the stream does not move.
+
+        Args:
+            numbers: uint64 [n], of which all bits are used.
+
+        Returns:
+            float64 [count, n].
+        """
+        states = numbers ^ np.uint64(self._state)
         return to_unit(_finalised(states + np.arange(count, dtype=np.uint64)[:, None] * _GAMMA))
 
     def integer(self, n: int) -> int:

@@ -85,8 +85,9 @@ class Prompter:
             caption = clean(self.config.missing.replace(FOLDER, folder_of(path)))
         elif "caption" in FORMS[form] and FILEWORDS in frame:
             caption = self._captions.draw(labels, weights, rng)
-        if frame != FILEWORDS:
-            frame = clean(frame.replace(NAME, self._name).replace(FOLDER, folder_of(path)))
+        frame = frame.replace(NAME, self._name)
+        if FOLDER in frame:
+            frame = clean(frame.replace(FOLDER, folder_of(path)))
         write = partial(self._write, form, frame)
         fitting = fit(Parts(tags, caption, caption_first=form == "caption_tags"), write, limit, gone)
         return Prompt(fitting.text, form, tuple(fitting.tags), fitting.tokens, tuple(gone))

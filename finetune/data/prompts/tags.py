@@ -78,7 +78,7 @@ class TagPolicy:
         """
         body = self._warmed_up(stored.body, step, gone)
         # A tag's chances are its own, whatever stands beside it and whatever else the recipe asks for.
-        numbers = np.array([tag.number for tag in body], dtype=np.uint64)
+        numbers = np.array([tag.number for tag in body], dtype=np.int64).view(np.uint64)
         drop, implied, rank = rng.fork(Choice.TAGS).uniforms_of(numbers, 3).tolist()
         sparse = rng.at(Choice.SPARSE) < self._config.sparse
         stays = _staying(body, drop, gone, sparse=sparse, all_may_go=bool(stored.head or stored.tail))
@@ -148,33 +148,35 @@ class TagPolicy:
         self, body: list[Tag], stays: list[int], there: list[Tag], chances: list[float], gone: list[Gone]
     ) -> list[int]:
         """Places of the body but of tags that others still there imply, each dropped by the likeliest of its pairs."""
-        likeliest: dict[str, tuple[float, str]] = {}
         most = self._config.implications.drop[1]
-        names = {body[place].name for place in stays if chances[place] < most and not body[place].protected}
+        may_go = {body[place].name: place for place in stays if chances[place] < most and not body[place].protected}
+        likeliest: dict[str, tuple[float, str]] = {}
+        names = set(may_go)
         for tag in there:
             if names.isdisjoint(tag.implies):
                 continue
             for implied in tag.implies & names:
                 pair = (self.vocabulary.probability(tag.name, implied), tag.text)
                 likeliest[implied] = max(pair, likeliest.get(implied, pair))
-        kept = []
-        for place in stays:
-            tag = body[place]
-            if tag.name in likeliest and chances[place] < likeliest[tag.name][0]:
-                gone.append(Gone(tag.text, f"implied by {likeliest[tag.name][1]}"))
-            else:
-                kept.append(place)
-        return kept
+        goes = {name: by for name, (share, by) in likeliest.items() if chances[may_go[name]] < share}
+        if not goes:
+            return stays
+        gone += [Gone(body[p].text, f"implied by {goes[body[p].name]}") for p in stays if body[p].name in goes]
+        return [place for place in stays if body[place].name not in goes]
 
 
 def _staying(body: list[Tag], chances: list[float], gone: list[Gone], *, sparse: bool, all_may_go: bool) -> list[int]:
     """Places of the tags that chance does not drop. Where it would drop all, the one nearest to staying does."""
     shares = [tag.sparse_drop for tag in body] if sparse else [tag.drop for tag in body]
-    stays = [place for place, share in enumerate(shares) if chances[place] >= share]
+    stays: list[int] = []
+    goes: list[int] = []
+    for place, share in enumerate(shares):
+        (stays if chances[place] >= share else goes).append(place)
     if not (stays or all_may_go):
-        may_stay = [place for place, tag in enumerate(body) if tag.drop < 1.0]
+        may_stay = [place for place in goes if body[place].drop < 1.0]
         stays = [max(may_stay, key=chances.__getitem__)] if may_stay else []
-    for place in sorted({*range(len(body))}.difference(stays)):
+        goes = [place for place in goes if place not in stays]
+    for place in goes:
         tag = body[place]
         gone.append(Gone(tag.text, "sparse prompt" if sparse and tag.drop < 1.0 else tag.reason))
     return stays

@@ -23,7 +23,7 @@ class Tag(NamedTuple):
     text: str
     """As it is written in a prompt."""
     number: int
-    """64 bits of its own, from the name."""
+    """Of its own, from the name: a signed integer of 64 bits."""
     drop: float
     sparse_drop: float
     reason: str
@@ -90,7 +90,7 @@ class Vocabulary:
         return Tag(
             name=whole_name,
             text=self._config.separator.join(texts) or " ".join(parts),
-            number=int.from_bytes(hashlib.blake2b(whole_name.encode(), digest_size=8).digest(), "little"),
+            number=int.from_bytes(hashlib.blake2b(whole_name.encode(), digest_size=8).digest(), "little", signed=True),
             drop=drop,
             sparse_drop=sparse_drop,
             reason=reason,
