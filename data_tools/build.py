@@ -129,7 +129,7 @@ def _members(source: Source, text_as: str) -> dict[str, Any]:
     return {
         "__key__": source.key,
         source.path.suffix.lower()[1:]: data,
-        "json": json.dumps(fields, ensure_ascii=False, sort_keys=True).encode(),
+        "json": json.dumps(fields, ensure_ascii=False).encode(),
     }
 
 

@@ -80,11 +80,12 @@ class Feed:
 
     def forms(self, epoch: int) -> dict[str, dict[str, float]]:
         """By source, the share of each form among its prompts in an epoch, given which samples have tags and captions.
-        Counted are all samples of the index, before any prompt is emptied."""
+        Counted are the draws of all samples of the index, before any prompt is emptied."""
         shares = {}
         for source, policy in zip(self.sources.all, self._policies, strict=True):
             have_tags, have_captions = (source.have(kind, epoch) for kind in ("tags", "captions"))
-            shares[source.name] = average_mix(policy.prompter.config.mix, have_tags, have_captions)
+            repeats = source.index.repeats
+            shares[source.name] = average_mix(policy.prompter.config.mix, have_tags, have_captions, repeats)
         return shares
 
     def border(self, step: int) -> int | None:

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -59,9 +60,13 @@ def compose_recipe(name: str, folder: Path, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: a key that does not exist, a value of the wrong type, or one that is not allowed.
     """
+    if not re.search(r"^defaults:", (folder / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE):
+        raise UserError(f"the recipe {folder / name}.yaml has no defaults: begin it with `defaults: [schema, _self_]`")
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = compose(name, [*overrides, f"hydra.searchpath=[file://{packaged_folder()}]"])
+        if added := next(unknown_settings(composed), None):
+            raise UserError(f"there is no setting {added}{suggestion(added)}")
         return typed(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
@@ -79,6 +84,9 @@ def explain(error: Exception) -> str:
     sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
     told = re.search(r"full_key: (\S+)", said)
     key = str(cause.full_key) if isinstance(cause, OmegaConfBaseException) and cause.full_key else told and told[1]
+    if not key and (given := re.search(r"merge DictConfig with ListConfig|not a subclass of \w+\. value: (.*)", said)):
+        what = given[1] or "a list"
+        return f"{what} stands where settings belong by their names: write {{name: value}}"
     if not key:
         return sentence if COMPOSING.match(said.splitlines()[0]) else " ".join(said.split())
     if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", said):
@@ -92,6 +100,8 @@ def explain(error: Exception) -> str:
     if "is not a ListConfig" in said:
         where = "an entry of a list" if key.isdecimal() else key
         return f"{where} has to be a list itself: write [a, b]"
+    if "merge DictConfig with ListConfig" in said:
+        return f"{key} is a list, but it takes names and values: write {{name: value}}"
     if "is not Optional" in said:
         return f"{key} is empty: remove it, or give it a value"
     return f"{key}: {sentence}"
@@ -118,6 +128,17 @@ def schema() -> DictConfig:
 
 
 ConfigStore.instance().store(name="schema", node=schema())
+
+
+def unknown_settings(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Keys that no dataclass of the schema has: Hydra lets `+key=value` add any."""
+    kind = OmegaConf.get_type(config)
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    for key in config:
+        if known is not None and key not in known:
+            yield f"{prefix}{key!s}"
+        elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            yield from unknown_settings(config[key], f"{prefix}{key!s}.")
 
 
 def settings(config: DictConfig, prefix: str = "") -> list[str]:

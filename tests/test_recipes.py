@@ -141,6 +141,28 @@ def test_hydra_s_own_flags_work() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("captions: {drop: 0.1}", r"bad\.yaml has no defaults: begin it with `defaults: \[schema, _self_\]`"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {tags: {shufle: 1}}", "no setting captions.tags.shufle: did you"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {tags: {drop: often}}", "captions.tags.drop is 'often': give a"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {tags: 0.7}", "0.7 stands where settings belong by their names"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {caption: {weights: [3]}}", "a list stands where settings belong"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {no_flip: text}", r"captions.no_flip has to be a list itself"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {tags: {aliases: {pairs: {1: a}}}}", "name that is no text: put"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: null", "captions is empty: remove it"),
+        ("defaults: [hyperfusion, _self_]\ncaptions:\n\ttags: 1", "a recipe is no YAML: .*line 3"),
+    ],
+)
+def test_mistakes_in_a_recipe_s_file(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "bad.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        compose(name="bad")
+
+
+@pytest.mark.parametrize(
     ("override", "found"),
     [
         ("captions.tags.category_drop={artist: 0.9}", lambda c: c.captions.tags.category_drop == {"artist": 0.9}),

@@ -25,12 +25,12 @@ class FormFigures:
     asked: dict[str, float]
     """What `captions.mix` says, as shares."""
     in_effect: dict[str, float]
-    """On average over the samples that are trained, some of which lack tags or captions."""
+    """On average over the draws of the samples that are trained, some of which lack tags or captions."""
 
 
 def forms_of(source: OpenSource, mix: MixConfig) -> FormFigures:
     """The forms of a source's prompts, given its `captions.mix`."""
     trained = source.trained()
     have_tags, have_captions = (source.have(kind)[trained] for kind in ("tags", "captions"))
-    in_effect = average_mix(mix, have_tags, have_captions)
+    in_effect = average_mix(mix, have_tags, have_captions, source.stored.index.repeats[trained])
     return FormFigures(source.stored.name, effective_mix(mix, True, True), in_effect)

@@ -81,13 +81,13 @@ def test_categories_names_and_kohya_s_repeats_stay(tmp_path: Path) -> None:
     folder = tmp_path / "pictures" / "10_red fox"
     folder.mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(folder / "1.png")
-    fields = {"tags": {"artist": ["someone"], "general": ["sky"]}, "caption": {"human": "a fox"}}
+    fields = {"tags": {"general": ["sky"], "artist": ["someone"]}, "caption": {"human": "a fox"}}
     (folder / "1.json").write_text(json.dumps(fields))
     index, _ = pack(tmp_path / "pictures", tmp_path / "out")
     assert index.repeats.tolist() == [10]
     (record,) = read_all(tmp_path / "out")
     assert record.labels == Labels(
-        ("someone", "sky"), ("a fox",), ("artist", "general"), ("human",), "10_red fox/1.png"
+        ("sky", "someone"), ("a fox",), ("general", "artist"), ("human",), "10_red fox/1.png"
     )
 
 

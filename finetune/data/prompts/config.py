@@ -223,11 +223,14 @@ class CaptionsConfig:
 
     def __post_init__(self) -> None:
         check_share("captions.drop", self.drop)
-        if self.drop_every_epochs < 0:
-            raise UserError(f"captions.drop_every_epochs is {self.drop_every_epochs}: use 0 or more")
+        if self.drop_every_epochs < 0 or self.drop_every_epochs == 1:
+            raise UserError(f"captions.drop_every_epochs is {self.drop_every_epochs}: use 0, or 2 or more")
         check_patterns("captions.no_flip", self.no_flip)
         for template in self.templates:
             check_template(template)
+        for word in re.findall(r"\[[^\]]*\]", self.missing):
+            if word != FOLDER:
+                raise UserError(f"captions.missing has {word}: use {FOLDER}, or other brackets")
 
 
 def check_share(name: str, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +39,17 @@ def effective_mix(mix: MixConfig, has_tags: bool, has_caption: bool) -> dict[str
     return {form: weight / total for form, weight in weights.items()} or {MISSING: 1.0}
 
 
-def average_mix(mix: MixConfig, have_tags: Bools, have_caption: Bools) -> dict[str, float]:
+def average_mix(mix: MixConfig, have_tags: Bools, have_caption: Bools, draws: npt.NDArray[Any]) -> dict[str, float]:
     """The share of each form among the prompts of many samples.
 
     Args:
         have_tags: which of them have tags: bool [samples], as `have_caption`.
+        draws: how often each is drawn, next to the others: [samples].
     """
+    total = max(int(draws.sum()), 1)
     shares: dict[str, float] = {}
     for has_tags, has_caption in product((True, False), repeat=2):
-        samples = np.count_nonzero((have_tags == has_tags) & (have_caption == has_caption)) / max(len(have_tags), 1)
-        for form, share in effective_mix(mix, has_tags, has_caption).items() if samples else ():
-            shares[form] = shares.get(form, 0.0) + share * samples
+        of_all = int(draws[(have_tags == has_tags) & (have_caption == has_caption)].sum()) / total
+        for form, share in effective_mix(mix, has_tags, has_caption).items() if of_all else ():
+            shares[form] = shares.get(form, 0.0) + share * of_all
     return shares

@@ -33,6 +33,8 @@ CATEGORIES = {
 """What a site's numbers of categories mean."""
 PAIR = ("antecedent_name", "consequent_name")
 """The columns of an export that hold a pair."""
+NO_TAG = re.compile(r"(^|_)invalid_(tag|color|background)|\(disambiguation\)$")
+"""Names to which e621 leads what it does not want as tags."""
 KEPT_FILES = 16
 """Files of a kind that a process remembers."""
 
@@ -79,6 +81,7 @@ class Aliases:
 
     def __init__(self, config: AliasConfig) -> None:
         """Take the recipe's pairs, then those of its files in their order; of several for one name the first counts.
+        Pairs of files that lead to no tag (e621 marks names so that are invalid or have several meanings) do not count.
 
         A pair that closes a circle makes its name the one that all names of the circle become. So the recipe can turn a
         file's pair round ({dog: doggo} against doggo -> dog), and {cat: cat} keeps cat whatever the files say.
@@ -89,7 +92,8 @@ class Aliases:
         self._targets: dict[str, str] = {}
         # A dict takes the last of several spellings, which is the one that was laid over the others.
         own = dict(_own("aliases.pairs", config.pairs.items()))
-        for name, target in chain(own.items(), *map(read_pairs, config.files)):
+        listed = (pair for file in config.files for pair in read_pairs(file) if not NO_TAG.search(pair[1]))
+        for name, target in chain(own.items(), listed):
             if name not in self._targets:
                 self._targets[name] = self.resolve(target)
 

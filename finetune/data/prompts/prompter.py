@@ -62,6 +62,8 @@ class Prompter:
         self._frames = [clean(f"{config.prefix} {template} {config.suffix}") for template in templates]
         if not self._name and any(NAME in frame for frame in self._frames):
             raise UserError(f"captions.templates ask for {NAME}, but captions.name is empty: give it")
+        if self._name and not any(NAME in frame for frame in self._frames):
+            raise UserError(f"captions.name is {self._name!r}, but no template has {NAME}: put it into some of them")
 
     def draw(self, labels: Labels, path: str, draw: Draw, step: int, limit: TokenLimit) -> Prompt:
         """The prompt of a draw.

@@ -16,7 +16,9 @@ from finetune.recipes import read_recipe
     ("settings", "message"),
     [
         ({"drop": 1.5}, r"captions\.drop is 1\.5: use a number from 0 to 1"),
-        ({"drop_every_epochs": -1}, r"captions\.drop_every_epochs is -1: use 0 or more"),
+        ({"drop_every_epochs": -1}, r"captions\.drop_every_epochs is -1: use 0, or 2 or more"),
+        ({"drop_every_epochs": 1}, r"captions\.drop_every_epochs is 1"),
+        ({"missing": "a [foldr]"}, r"captions\.missing has \[foldr\]: use \[folder\]"),
         ({"mix": {"tags": -1.0}}, r"captions\.mix has the weights -1, 1, 0, 0: all must be numbers, none negative"),
         ({"mix": {"tags": 0.0, "caption": 0.0}}, r"captions\.mix .* none negative and one above 0"),
         ({"no_flip": [""]}, r"captions\.no_flip has an empty pattern: remove it"),
@@ -74,6 +76,7 @@ def test_values_that_are_not_allowed(settings: dict[str, Any], message: str) -> 
         ("captions.tag_drop=0.1", "there is no setting captions.tag_drop"),
         ("captions.tags.drop=often", r"captions\.tags\.drop is 'often': give a value of type float"),
         ("captions.mix.both=1", "there is no setting captions.mix.both"),
+        ("+captions.tags.dropp=1", "there is no setting captions.tags.dropp: did you mean captions.tags.drop"),
     ],
 )
 def test_a_misspelt_policy(override: str, message: str) -> None:
@@ -91,6 +94,12 @@ def test_what_stands_around_every_prompt_may_not_be_too_long() -> None:
 def test_templates_that_ask_for_a_name_need_one() -> None:
     with pytest.raises(UserError, match=r"captions\.templates ask for \[name\], but captions\.name is empty"):
         Prompter(CaptionsConfig(templates=["[name], [filewords]"]), 0)
+
+
+def test_a_name_has_its_place_in_some_template() -> None:
+    with pytest.raises(UserError, match=r"captions\.name is 'sks', but no template has \[name\]"):
+        Prompter(CaptionsConfig(name="sks", templates=["[filewords]"]), 0)
+    Prompter(CaptionsConfig(name="sks", templates=["[filewords]"], suffix="by [name]"), 0)
 
 
 def test_lists_that_are_missing_are_named() -> None:

@@ -217,7 +217,7 @@ TAGGED = Labels(("fox", "snow"))
         (TAGGED, {"name": "sks"}, "sks, fox, snow"),
         (TAGGED, {"name": "fox"}, "fox, snow"),
         (Labels(("snow", "Fox")), {"name": "fox"}, "fox, snow"),
-        (TAGGED, {"name": "fox", "templates": ["[filewords]"]}, "fox, snow"),
+        (TAGGED, {"name": "fox", "templates": ["[filewords], [name]"]}, "snow, fox"),
         (TAGGED, {"name": "sks", "templates": ["[filewords] by [name]"]}, "fox, snow by sks"),
         (TAGGED, {"name": "sks", "templates": ["a photo of [name]"]}, "a photo of sks"),
         (Labels(), {"name": "sks"}, "sks"),
