@@ -103,7 +103,7 @@ def _sighting(opened: Opened, row: dict[str, Any], ids: set[int]) -> dict[str, A
     trained, planned = row["sample"], row["substituted_for"]
     draw = Draw(trained if planned is None else planned, row["epoch"], row["repeat"])
     width, height = (int(side) for side in opened.plan.sizes[row["bucket"]])
-    facts = {"step": row["step"], "slot": row["slot"], "epoch": row["epoch"], "bucket": f"{width}×{height}"}
+    facts = {name: row[name] for name in ("step", "slot", "epoch", "repeat")} | {"bucket": f"{width}×{height}"}
     if trained not in ids:
         return {**facts, "crop": None, "mirrored": None, "prompt": None, "note": f"replaced by id:{trained}"}
     try:
