@@ -104,8 +104,7 @@ class CounterRng:
         Returns:
             float64 [count, n].
         """
-        states = numbers ^ np.uint64(self._state)
-        return to_unit(_finalised(states + np.arange(count, dtype=np.uint64)[:, None] * _GAMMA))
+        return to_unit(_finalised((numbers ^ np.uint64(self._state)) + _strides(count)))
 
     def integer(self, n: int) -> int:
         """An integer in [0, n)."""
@@ -132,6 +131,13 @@ def weighted(choice: float, weights: Sequence[float]) -> int:
     sums = list(accumulate(weights))
     # Rounding may take the product up to the sum itself.
     return min(bisect_right(sums, choice * sums[-1]), bisect_left(sums, sums[-1]))
+
+
+@cache
+def _strides(count: int) -> U64:
+    """How far apart the streams of a number lie: uint64 [count, 1]."""
+    strides: U64 = np.arange(count, dtype=np.uint64)[:, None] * _GAMMA
+    return strides
 
 
 def _finalised(x: U64) -> U64:

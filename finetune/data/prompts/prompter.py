@@ -58,6 +58,7 @@ class Prompter:
         self._no_flip = no_flip
         self._mixes = {has: effective_mix(config.mix, *has) for has in product((False, True), repeat=2)}
         self._name = clean(config.name)
+        self._tag_of_name = self._tags.vocabulary.name(self._name)
         templates = config.templates or ([f"{NAME}{config.tags.separator}{FILEWORDS}"] if self._name else [FILEWORDS])
         self._frames = [clean(f"{config.prefix} {template} {config.suffix}") for template in templates]
         if not self._name and any(NAME in frame for frame in self._frames):
@@ -76,11 +77,12 @@ class Prompter:
         if self._is_emptied(draw.epoch, rng):
             return Prompt("", EMPTIED, (), 0, ())
         gone: list[Gone] = []
-        frame, tags, caption = self._frame(rng), self._tags.stored(labels, rng, gone), ""
+        frame, caption = self._frame(rng), ""
+        tags = self._tags.stored(labels, rng, gone, said=self._tag_of_name if NAME in frame else "")
         weights = self._captions.weights(labels)
         form = self._form(any(tags), any(weights), rng)
         if "tags" in FORMS[form] and FILEWORDS in frame:
-            tags = self._tags.draw(self._unnamed(tags, frame, gone), rng, step, gone)
+            tags = self._tags.draw(tags, rng, step, gone)
         else:
             tags, gone = Stored([], [], []), []
         if form == MISSING:
@@ -138,14 +140,6 @@ class Prompter:
         if self.config.wildcards and "{" in frame:
             frame = clean(resolve_wildcards(frame, rng.fork(Choice.TEMPLATE_WILDCARDS)))
         return frame
-
-    def _unnamed(self, tags: Stored, frame: str, gone: list[Gone]) -> Stored:
-        """Tags without the name where the template says it."""
-        name = self._tags.vocabulary.name(self._name)
-        if NAME not in frame or all(tag.name != name for tag in tags_of(tags)):
-            return tags
-        gone += [Gone(tag.text, "in the template") for tag in tags_of(tags) if tag.name == name]
-        return Stored(*([tag for tag in section if tag.name != name] for section in tags))
 
     def _write(self, form: str, frame: str, tags: list[str], caption: str) -> str:
         """The prompt of some tags and a caption."""

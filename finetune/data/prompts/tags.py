@@ -24,7 +24,7 @@ class Gone(NamedTuple):
 
 TWICE = "twice"
 """Why a tag goes that is there already."""
-MARK = Tag("", "", 0, 0.0, 0.0, "", True, False, True, frozenset(), None)
+MARK = Tag("", "", 0, 0.0, 0.0, "", True, False, True, {}, None)
 """Stands between tags where the recipe's marker does."""
 
 
@@ -53,14 +53,15 @@ class TagPolicy:
         self._marks = [mark for mark in (config.keep_separator, config.split, "{" if wildcards else "") if mark]
         self.vocabulary = Vocabulary(config, no_flip, seed)
 
-    def stored(self, labels: Labels, rng: CounterRng, gone: list[Gone]) -> Stored:
+    def stored(self, labels: Labels, rng: CounterRng, gone: list[Gone], said: str = "") -> Stored:
         """A sample's tags as the recipe writes them, each once; those that it removes, and those that come again, are
         added to `gone`.
 
         Args:
             rng: of the draw; wildcards are resolved with it.
+            said: canonical name of a tag that the prompt has in another place.
         """
-        tags = self._each_once(self._read(labels, rng), gone)
+        tags = self._each_once(self._read(labels, rng), gone, said)
         if not self._config.keep_separator or MARK not in tags:
             first = self._config.keep_first
             return Stored(tags[:first], tags[first:], [])
@@ -94,15 +95,16 @@ class TagPolicy:
 
     def forbids_flip(self, labels: Labels) -> str | None:
         """The pattern because of which a sample's tags, all that are stored, forbid to mirror its picture."""
-        patterns = [tag.no_flip for tag in self._read(labels, None)]
-        if self._wildcards:  # of which any may come
-            patterns += [self._no_flip.words(WILDCARD_SIGNS.sub(" ", tag)) for tag in labels.tags if "{" in tag]
-        return next(filter(None, patterns), None)
+        for tag in self._read(labels, None):
+            if tag.no_flip:
+                return tag.no_flip
+        wild = [tag for tag in labels.tags if "{" in tag] if self._wildcards else []  # of which any choice may come
+        return next(filter(None, (self._no_flip.words(WILDCARD_SIGNS.sub(" ", tag)) for tag in wild)), None)
 
     def implied_pairs(self, tags: Sequence[Tag]) -> list[tuple[Tag, Tag]]:
         """All (tag, other that it implies) among some tags."""
         by_name = {tag.name: tag for tag in tags}
-        return [(tag, by_name[name]) for tag in tags for name in sorted(tag.implies.intersection(by_name))]
+        return [(tag, by_name[name]) for tag in tags for name in sorted(by_name.keys() & tag.implies.keys())]
 
     def _read(self, labels: Labels, rng: CounterRng | None) -> list[Tag]:
         """All of a sample's tags: cut at `split`, with MARK where the recipe's marker stands, and with wildcards
@@ -120,15 +122,18 @@ class TagPolicy:
                 tags += [tag(name, category) for name in (part.split(split) if split else [part])]
         return tags
 
-    def _each_once(self, tags: list[Tag], gone: list[Gone]) -> list[Tag]:
+    def _each_once(self, tags: list[Tag], gone: list[Gone], said: str) -> list[Tag]:
         """Those that a prompt may have, without those that come again."""
-        if len({tag.name for tag in tags if tag.usable}) == len(tags):
+        names = {tag.name for tag in tags if tag.usable}
+        if len(names) == len(tags) and said not in names:
             return tags
         seen: set[str] = set()
         kept = []
         for tag in tags:
             if not tag.usable:
                 gone += [Gone(tag.text, "removed")] if tag.text else []
+            elif tag.name == said and tag is not MARK:
+                gone.append(Gone(tag.text, "in the template"))
             elif tag.name in seen and self._config.unique and tag is not MARK:
                 gone.append(Gone(tag.text, TWICE))
             else:
@@ -155,9 +160,9 @@ class TagPolicy:
         for tag in there:
             if names.isdisjoint(tag.implies):
                 continue
-            for implied in tag.implies & names:
-                pair = (self.vocabulary.probability(tag.name, implied), tag.text)
-                likeliest[implied] = max(pair, likeliest.get(implied, pair))
+            for implied in names.intersection(tag.implies):
+                if implied not in likeliest or tag.implies[implied] > likeliest[implied][0]:
+                    likeliest[implied] = (tag.implies[implied], tag.text)
         goes = {name: by for name, (share, by) in likeliest.items() if chances[may_go[name]] < share}
         if not goes:
             return stays

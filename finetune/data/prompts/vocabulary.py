@@ -1,6 +1,7 @@
 """What a recipe says of each tag, whichever sample it stands in: its name, its spelling, how often it is dropped."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from finetune.errors import UserError
 
 TAGS_KEPT = 1 << 16
 """As many different tags are remembered."""
+NOTHING: Mapping[str, float] = {}
+"""What most tags imply: one for all, which stays in the processor's cache."""
 
 
 class Tag(NamedTuple):
@@ -33,8 +36,8 @@ class Tag(NamedTuple):
     important: bool
     usable: bool
     """Whether a prompt may have it: there is something to write, and the recipe does not remove it."""
-    implies: frozenset[str]
-    """Canonical names."""
+    implies: Mapping[str, float]
+    """Canonical names of what follows from it, and how often each is left out for that."""
     no_flip: str | None
     """The pattern because of which a picture that has it must not be mirrored."""
 
@@ -61,7 +64,6 @@ class Vocabulary:
             self._categories = read_categories(config.categories.file, config.categories.site)
             self._check_categories()
         self.tag = lru_cache(maxsize=TAGS_KEPT)(self._tag)
-        self.probability = lru_cache(maxsize=TAGS_KEPT)(self.implications.probability)
 
     def name(self, tag: str) -> str:
         """The canonical name of a tag, which is no alias."""
@@ -97,9 +99,15 @@ class Vocabulary:
             protected=protected,
             important=self._important.tag(known_as, category) is not None,
             usable=bool(texts),
-            implies=frozenset[str]().union(*map(self.implications.implied_by, names)),
+            implies=self._implied_by(names),
             no_flip=self._no_flip.tag(known_as, category),
         )
+
+    def _implied_by(self, names: list[str]) -> Mapping[str, float]:
+        """What some names imply, each with the highest of their probabilities."""
+        implied = frozenset[str]().union(*map(self.implications.implied_by, names))
+        probability = self.implications.probability
+        return {other: max(probability(name, other) for name in names) for other in implied} if implied else NOTHING
 
     def _category(self, names: tuple[str, ...]) -> str:
         return next((self._categories[name] for name in names if name in self._categories), "")

@@ -115,7 +115,7 @@ def test_a_sparse_prompt_is_one_for_all_its_tags(tagged: list[Prompt]) -> None:
 
 def test_an_implied_tag_is_dropped_where_what_implies_it_stays(tagged: list[Prompt]) -> None:
     prompter = Prompter(POLICY, 7)
-    share = prompter._tags.vocabulary.probability("big_dog", "dog")
+    share = prompter._tags.vocabulary.implications.probability("big_dog", "dog")
     assert 0.3 <= share <= 0.5
     both = [
         p for p in tagged if "big dog" in p.tags and not {("dog", "by chance"), ("dog", "sparse prompt")} & {*p.gone}

@@ -167,7 +167,7 @@ def test_of_several_reasons_the_likeliest_counts() -> None:
     made = policy(implications=implications)
     labels = Labels(("dog", *(pair[0] for pair in pairs)))
     lost = sum("dog" not in drawn(made, labels, i)[0] for i in range(DRAWS))
-    likeliest = max(made.vocabulary.probability(pair[0].replace(" ", "_"), "dog") for pair in pairs)
+    likeliest = max(made.vocabulary.implications.probability(pair[0].replace(" ", "_"), "dog") for pair in pairs)
     assert 0.4 < likeliest < 0.5
     assert near(lost, likeliest)
 
