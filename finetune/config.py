@@ -9,6 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.checkpoint.config import CheckpointConfig
+from finetune.checks import check_choice
 from finetune.data.config import DataConfig
 from finetune.data.prompts.config import CaptionsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
@@ -82,8 +83,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.phases:
             raise UserError("phases is empty: give the run a length, for instance phases=[{epochs: 10}]")
-        if self.resume not in RESUME:
-            raise UserError(f"resume is {self.resume!r}: use one of {', '.join(RESUME)}")
+        check_choice("resume", self.resume, RESUME)
 
     @property
     def run_folder(self) -> Path:

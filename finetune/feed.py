@@ -15,7 +15,7 @@ from finetune.data.prepare import DataSet, PlanSettings
 from finetune.data.preparer import Preparer
 from finetune.data.prompts.forms import average_mix
 from finetune.data.prompts.length import TokenLimit
-from finetune.data.prompts.prompter import Policy
+from finetune.data.prompts.prompter import Policy, checked_limit
 from finetune.errors import UserError
 
 KEPT, NOTES = "data", "waiting"
@@ -78,6 +78,10 @@ class Feed:
         self.sources.verify()
         check_cache(self.plan, self.sources, self._data.cache.windows_ahead, self._data.cache.size_gib)
 
+    def check_prompts(self, tokenizer: Tokenizer) -> None:
+        """Raise UserError where what a policy puts around every prompt is longer than a prompt may be."""
+        self._limit(tokenizer)
+
     def forms(self, epoch: int) -> dict[str, dict[str, float]]:
         """By source, the share of each form among its prompts in an epoch, given which samples have tags and captions.
         Counted are the draws of all samples of the index, before any prompt is emptied."""
@@ -123,8 +127,7 @@ class Feed:
     ) -> Iterator["Batches"]:
         """This rank's micro-batches of some steps."""
         data, seed = self._data, self._settings.seed
-        limit = TokenLimit(tokenizer.count, tokenizer.max_tokens)
-        preparer = Preparer(self.plan, self.sources, data, self._policies, limit, seed)
+        preparer = Preparer(self.plan, self.sources, data, self._policies, self._limit(tokenizer), seed)
         dataset = MicroBatches(
             self.plan,
             self.journal,
@@ -142,6 +145,9 @@ class Feed:
         windows = data.cache.windows_ahead if is_first_on_machine() else -1
         with Ahead(self.plan, self.sources, windows=windows, downloads=data.cache.downloads, step=steps.start) as ahead:
             yield Batches(loader, ahead.reached)
+
+    def _limit(self, tokenizer: Tokenizer) -> TokenLimit:
+        return checked_limit(self._policies, tokenizer.count, tokenizer.max_tokens)
 
     def _at_border(self) -> DataSet:
         """The data as it is now, as far as it may have changed."""

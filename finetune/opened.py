@@ -8,8 +8,7 @@ from finetune.data.journal import Journal
 from finetune.data.plan import Plan
 from finetune.data.prepare import DataSet, PlanSettings
 from finetune.data.preparer import Preparer
-from finetune.data.prompts.length import TokenLimit
-from finetune.data.prompts.prompter import Policy
+from finetune.data.prompts.prompter import Policy, checked_limit
 from finetune.data.sources import Sources
 from finetune.model.text import PromptTokenizer, load_tokenizer
 
@@ -39,7 +38,7 @@ def open_recipe(config: Config, kept: Path, journal: Journal | None = None) -> O
     """
     drawn = policies(config)
     tokenizer = PromptTokenizer(load_tokenizer(config.model), config.model.max_tokens)
-    limit = TokenLimit(tokenizer.count, tokenizer.max_tokens)
+    limit = checked_limit(drawn, tokenizer.count, tokenizer.max_tokens)
     settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
     dataset = DataSet(config.data, settings, kept)
     journal = journal or dataset.began()

@@ -21,7 +21,7 @@ from finetune.errors import UserError
 from finetune.feed import Batches, Feed
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
-from finetune.model.text import PromptTokenizer
+from finetune.model.text import PromptTokenizer, load_tokenizer
 from finetune.monitor.samples import sample_grid
 from finetune.monitor.watch import Watch
 from finetune.optim.optimizers import build_optimizer
@@ -67,8 +67,9 @@ class Run:
         self.feed.begin(saved, done)
         self.phases = Phases(config.phases, config.optim, self.feed.plan)
 
+        self.tokenizer = PromptTokenizer(load_tokenizer(config.model), config.model.max_tokens)
+        self.feed.check_prompts(self.tokenizer)
         self.components = load_components(config.model)
-        self.tokenizer = PromptTokenizer(self.components.tokenizer, config.model.max_tokens)
         self.latents = LatentShape(self.components.latent_channels, self.components.vae_factor)
         trains_text = trains_text_encoder(config.phases, config.optim)
         trainee = Trainee(self.components, config.model.clip_skip, trains_text)

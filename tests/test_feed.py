@@ -120,6 +120,14 @@ def test_the_weights_in_effect_are_told_by_source(shards: Path, tmp_path: Path) 
     assert forms["less"] == pytest.approx({"tags": 0.5 + lost / 2, "caption": 0.5 - lost / 2})
 
 
+def test_what_stands_around_prompts_is_checked_without_a_model(tmp_path: Path, shards: Path) -> None:
+    config = recipe(data_config(shards))
+    config.captions = CaptionsConfig(prefix="word " * (Letters.max_tokens + 1))
+    feed = Feed(config.data, policies(config), SETTINGS, tmp_path, Alone())
+    with pytest.raises(UserError, match=r"have 76 tokens, but model\.max_tokens is 75"):
+        feed.check_prompts(Letters())
+
+
 def test_a_source_s_captions_stand_over_the_recipe_s() -> None:
     data = DataConfig(sources={"a": SourceConfig("a"), "b": SourceConfig("b", captions={"drop": 0.5}, loss_weight=0.3)})
     config = recipe(data)

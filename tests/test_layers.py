@@ -13,6 +13,7 @@ FILES = sorted([*ROOT.glob("finetune/**/*.py"), *ROOT.glob("data_tools/**/*.py")
 LAYERS = {
     "finetune": 0,
     "finetune.errors": 0,
+    "finetune.checks": 0,
     "finetune.entry": 0,
     "finetune.redact": 0,
     "finetune.strategy": 0,

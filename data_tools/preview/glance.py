@@ -33,7 +33,7 @@ def _of_prompts(captions: CaptionsConfig) -> dict[str, str]:
         "emptied": _listed(
             [
                 f"{percent(captions.drop)} of prompts" if captions.drop else "",
-                f"all of every {every}th epoch" if every else "",
+                f"all of one epoch in {every}" if every else "",
             ]
         ),
         "name": captions.name,

@@ -132,8 +132,8 @@ def _source(source: OpenSource, draws: float) -> SourceFigures:
         left_out=len(index) - len(trained),
         repeats=source.config.repeats,
         draws=draws,
-        with_tags=int(np.count_nonzero(source.have("tags")[trained])),
-        with_caption=int(np.count_nonzero(source.have("captions")[trained])),
+        with_tags=int(np.count_nonzero(source.stored.have("tags", 0)[trained])),
+        with_caption=int(np.count_nonzero(source.stored.have("captions", 0)[trained])),
         bytes=int(index.sizes()[trained].sum()),
     )
 

@@ -1,4 +1,4 @@
-"""How often a source's prompts take which form: exactly, from what the index knows of labels."""
+"""How often a source's prompts take which form, from what the index knows of labels."""
 
 from dataclasses import dataclass
 
@@ -31,6 +31,6 @@ class FormFigures:
 def forms_of(source: OpenSource, mix: MixConfig) -> FormFigures:
     """The forms of a source's prompts, given its `captions.mix`."""
     trained = source.trained()
-    have_tags, have_captions = (source.have(kind)[trained] for kind in ("tags", "captions"))
+    have_tags, have_captions = (source.stored.have(kind, 0)[trained] for kind in ("tags", "captions"))
     in_effect = average_mix(mix, have_tags, have_captions, source.stored.index.repeats[trained])
     return FormFigures(source.stored.name, effective_mix(mix, True, True), in_effect)

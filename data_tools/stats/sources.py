@@ -46,10 +46,6 @@ class OpenSource:
             "in a rare bucket, and too small for those that are kept": self.samples.buckets[rows] == NONE,
         }
 
-    def have(self, kind: str) -> Bools:
-        """Which samples of the index have "tags" or "captions": bool [rows]."""
-        return self.stored.have(kind, 0)
-
 
 def open_sources(config: Config, kept: Path) -> list[OpenSource]:
     """All sources of a recipe.

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from finetune.data.prompts.config import check_share
+from finetune.checks import check_choice, check_share
 from finetune.errors import UserError
 
 TEXT_KINDS = ("auto", "tags", "caption")
@@ -67,8 +67,7 @@ class OverlayConfig:
     """Samples whose score is below this are left out."""
 
     def __post_init__(self) -> None:
-        if self.mode not in OVERLAY_MODES:
-            raise UserError(f"overlay.mode is {self.mode!r}: use one of {', '.join(OVERLAY_MODES)}")
+        check_choice("overlay.mode", self.mode, OVERLAY_MODES)
 
 
 @dataclass
@@ -149,10 +148,8 @@ class DataConfig:
     """Micro-batches that every worker prepares ahead."""
 
     def __post_init__(self) -> None:
-        if self.text not in TEXT_KINDS:
-            raise UserError(f"data.text is {self.text!r}: use one of {', '.join(TEXT_KINDS)}")
-        if self.on_change not in ON_CHANGE:
-            raise UserError(f"data.on_change is {self.on_change!r}: use one of {', '.join(ON_CHANGE)}")
+        check_choice("data.text", self.text, TEXT_KINDS)
+        check_choice("data.on_change", self.on_change, ON_CHANGE)
         if len(self.background) != 3 or not all(0 <= c <= 255 for c in self.background):
             raise UserError(f"data.background is {list(self.background)}: give three numbers from 0 to 255")
         check_share("data.flip", self.flip)

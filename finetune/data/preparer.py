@@ -78,12 +78,7 @@ class Preparer:
         Args:
             policies: one per source.
             limit: of every prompt.
-
-        Raises:
-            UserError: what a policy puts around every prompt is longer than the limit.
         """
-        for policy in policies:
-            policy.prompter.check(limit)
         self._plan = plan
         self._sources = sources
         self._data = data

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from finetune.checks import check_choice
 from finetune.errors import UserError
 
 WEIGHTINGS = ("constant", "soft_min_snr")
@@ -30,8 +31,7 @@ class DiffusionConfig:
     noise."""
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            raise UserError(f"diffusion.weighting is {self.weighting!r}: use one of {', '.join(WEIGHTINGS)}")
+        check_choice("diffusion.weighting", self.weighting, WEIGHTINGS)
         if not 0.0 < self.beta_start < self.beta_end < 1.0:
             raise UserError(
                 f"diffusion.beta_start is {self.beta_start} and beta_end {self.beta_end}: "

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from finetune.checks import check_choice
 from finetune.errors import UserError
 
 ATTENTION = ("sdpa", "xformers")
@@ -31,5 +32,4 @@ class ModelConfig:
             raise UserError(f"model.clip_skip is {self.clip_skip}: use 1 (the last layer) or more")
         if self.max_tokens < CHUNK_TOKENS or self.max_tokens % CHUNK_TOKENS:
             raise UserError(f"model.max_tokens is {self.max_tokens}: use a positive multiple of {CHUNK_TOKENS}")
-        if self.attention not in ATTENTION:
-            raise UserError(f"model.attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
+        check_choice("model.attention", self.attention, ATTENTION)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune.checks import check_choice
 from finetune.errors import UserError
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -19,8 +20,7 @@ class WandbConfig:
     """Team or user; None takes the key's own."""
 
     def __post_init__(self) -> None:
-        if self.mode not in WANDB_MODES:
-            raise UserError(f"monitor.wandb.mode is {self.mode!r}: use one of {', '.join(WANDB_MODES)}")
+        check_choice("monitor.wandb.mode", self.mode, WANDB_MODES)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune.checks import check_choice
 from finetune.errors import UserError
 
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -32,10 +33,8 @@ class OptimConfig:
     """Gradients are scaled down to this global norm."""
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UserError(f"optim.name is {self.name!r}: use one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optim.schedule is {self.schedule!r}: use one of {', '.join(SCHEDULES)}")
+        check_choice("optim.name", self.name, OPTIMIZERS)
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
         if self.lr <= 0.0 or self.text_encoder_lr < 0.0:
             raise UserError(
                 f"optim.lr is {self.lr} and optim.text_encoder_lr {self.text_encoder_lr}: "

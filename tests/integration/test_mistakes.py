@@ -1,6 +1,7 @@
 """Mistakes that are found once the data is looked at, through the real command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_mistakes_in_the_policy_of_prompts(shards: Path, tmp_path: Path) -> None
         said = sentence(start(shards, tmp_path / "runs", Path("no/such/model"), override))
         assert expected in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_prefix_that_is_too_long_is_found_before_the_model(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """Of the model there is nothing but its tokenizer."""
+    shutil.copytree(tiny_model / "tokenizer", tmp_path / "model" / "tokenizer")
+    said = sentence(start(shards, tmp_path / "runs", tmp_path / "model", f"captions.prefix='{'word ' * 300}'"))
+    assert "tokens, but model.max_tokens is 225: shorten them" in said
 
 
 def test_a_model_that_is_not_there(shards: Path, tmp_path: Path) -> None:

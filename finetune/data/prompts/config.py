@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from finetune.checks import check_choice, check_share
 from finetune.errors import UserError
 
 UNDERSCORES = ("keep", "spaces")
@@ -226,34 +228,20 @@ class CaptionsConfig:
         if self.drop_every_epochs < 0 or self.drop_every_epochs == 1:
             raise UserError(f"captions.drop_every_epochs is {self.drop_every_epochs}: use 0, or 2 or more")
         check_patterns("captions.no_flip", self.no_flip)
+        check_placeholders("captions.missing", self.missing, [FOLDER])
         for template in self.templates:
-            check_template(template)
-        for word in re.findall(r"\[[^\]]*\]", self.missing):
-            if word != FOLDER:
-                raise UserError(f"captions.missing has {word}: use {FOLDER}, or other brackets")
+            check_placeholders("captions.templates", template, PLACEHOLDERS)
+            if not template.strip():
+                raise UserError("captions.templates has an empty one: remove it")
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise UserError unless `value` lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise UserError(f"{name} is {value}: use a number from 0 to 1")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}: use one of {', '.join(choices)}")
-
-
-def check_template(template: str) -> None:
-    """Raise UserError for a template that is empty, or has something else than a placeholder in brackets."""
-    if not isinstance(template, str):
-        raise UserError(f"captions.templates has {template}, which is no text: put it in quotes")
-    if not template.strip():
-        raise UserError("captions.templates has an empty one: remove it")
-    for word in re.findall(r"\[[^\]]*\]", template):
-        if word not in PLACEHOLDERS:
-            raise UserError(f"captions.templates has {word}: use {', '.join(PLACEHOLDERS)}, or other brackets")
+def check_placeholders(name: str, text: str, known: Sequence[str]) -> None:
+    """Raise UserError for what is no text, or has something else than a placeholder in brackets."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} has {text}, which is no text: put it in quotes")
+    for word in re.findall(r"\[[^\]]*\]", text):
+        if word not in known:
+            raise UserError(f"{name} has {word}: use {', '.join(known)}, or other brackets")
 
 
 def check_patterns(name: str, patterns: list[str]) -> None:

@@ -1,5 +1,6 @@
 """From a sample's labels to the prompt of a draw. The order of the policies is that of `Prompter.draw`."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -155,6 +156,14 @@ class Prompter:
         # What stood between the words and the rest of the frame would be left over.
         pieces = (clean(piece.replace(FILEWORDS, "")) for piece in frame.split(separator.strip() or None))
         return separator.join(filter(None, pieces))
+
+
+def checked_limit(policies: Sequence[Policy], count: Callable[[str], int], most: int) -> TokenLimit:
+    """The limit of prompts, as `TokenLimit` takes it. Raises UserError where a policy alone goes beyond it."""
+    limit = TokenLimit(count, most)
+    for policy in policies:
+        policy.prompter.check(limit)
+    return limit
 
 
 def folder_of(path: str) -> str:

@@ -53,9 +53,7 @@ class Vocabulary:
         """
         self._config = config
         self._aliases = Aliases(config.aliases)
-        self._categories = (
-            read_categories(config.categories.file, config.categories.site) if config.categories.file else {}
-        )
+        self._categories: Mapping[str, str] = {}
         self._category_drop = {category.lower(): share for category, share in config.category_drop.items()}
         self.implications = Implications(config.implications, purpose_key(seed, "implications"), self._aliases.resolve)
         self._important, self._never_drop = Patterns(config.important), Patterns(config.never_drop)
@@ -122,5 +120,5 @@ class Vocabulary:
             ("tags.remove", self._remove.categories),
             ("no_flip", self._no_flip.categories),
         ):
-            for category in set(categories) - known:
+            for category in sorted(set(categories) - known):
                 raise UserError(f"captions.{setting} has {category!r}: use one of {', '.join(sorted(known))}")
