@@ -1,5 +1,7 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,30 +21,50 @@ class TrainingStep:
         self._vae = vae
         self._objective = objective
         self._autocast = autocast
+        # In fp16 the activations of SDXL's VAE overflow.
+        self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean weighted loss over the micro-batch, whose tensors lie on the model's device; a float32 scalar."""
-        with self._autocast:
+        latents, noise = self._latents_and_noise(batch)
+        model_input = self._objective.model_input(latents, noise, batch.perturbation, batch.timesteps)
+        target = self._objective.target(latents, noise, batch.timesteps)
+        prediction = self._predict(model_input, batch)
+        return self._objective.loss(prediction, target, batch.timesteps, batch.mask, batch.loss_weights)
+
+    def errors(self, batch: Batch) -> Tensor:
+        """Every sample's loss without any weight and without input perturbation, for validation: float32 [m]."""
+        latents, noise = self._latents_and_noise(batch)
+        target = self._objective.target(latents, noise, batch.timesteps)
+        prediction = self._predict(self._objective.add_noise(latents, noise, batch.timesteps), batch)
+        return self._objective.errors(prediction, target, batch.timesteps, batch.mask)
+
+    def _latents_and_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self._encoding:
             latents = encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
-        model_input = self._objective.model_input(latents, batch.noise, batch.perturbation, batch.timesteps)
-        target = self._objective.target(latents, batch.noise, batch.timesteps)
+        return latents, self._objective.offset_noise(latents, batch.noise, batch.offset)
+
+    def _predict(self, model_input: Tensor, batch: Batch) -> Tensor:
         with self._autocast:
-            prediction = self._trainee(model_input, batch.timesteps, batch.input_ids)
-        return self._objective.loss(prediction, target, batch.timesteps, batch.loss_weights)
+            prediction: Tensor = self._trainee(model_input, batch.timesteps, batch.input_ids, batch.size_and_crop)
+        return prediction
 
 
 def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, chunks, 77]); for trying out
-    whether it fits."""
+    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, encoders, chunks, 77]); for
+    trying out whether it fits."""
     size = len(input_ids)
-    noise = torch.zeros(size, *latents.of(width, height))
+    channels, *latent_size = latents.of(width, height)
+    noise = torch.zeros(size, channels, *latent_size)
     return Batch(
         pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
         input_ids=torch.from_numpy(input_ids),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),
+        mask=torch.ones(size, 1, *latent_size),
         timesteps=torch.zeros(size, dtype=torch.int64),
         noise=noise,
+        offset=torch.zeros(size, channels, 1, 1),
         perturbation=noise,
         posterior_noise=noise,
         bad=[],

@@ -4,7 +4,7 @@ A map-style dataset over micro-batches: workers hold no state, so nothing that w
 number of workers gives the same batches. Every choice for a draw comes from a counter-based stream of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from finetune.data.buckets import I64
 from finetune.data.config import DataConfig
-from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
+from finetune.data.hashing import hash_counters, purpose_key, shuffled_order, to_unit
 from finetune.data.journal import Journal
+from finetune.data.noises import NoiseSource
 from finetune.data.plan import MicroBatch, Plan
 from finetune.data.preparer import BadSample, Preparer
+from finetune.diffusion.config import DiffusionConfig
+from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
 
 
@@ -30,7 +34,7 @@ class Tokenizer(Protocol):
     """The most tokens of a prompt."""
 
     def __call__(self, prompts: list[str], /) -> npt.NDArray[np.int64]:
-        """Token ids: int64 [prompts, chunks, 77]."""
+        """Token ids: int64 [prompts, encoders, chunks, 77]."""
 
     def count(self, text: str) -> int:
         """Tokens of a text, without those that begin and end it."""
@@ -42,16 +46,21 @@ class Batch(NamedTuple):
     pixels: Tensor
     """uint8 [m, 3, H, W], as a view of [m, H, W, 3]"""
     input_ids: Tensor
-    """int64 [m, chunks, 77]"""
+    """int64 [m, encoders, chunks, 77]"""
     size_and_crop: Tensor
     """int64 [m, 6], as `Sample` has it"""
     loss_weights: Tensor
     """float32 [m]"""
+    mask: Tensor
+    """How much each latent counts: float32 [m, 1, H/f, W/f], or ones [m, 1, 1, 1] where all do"""
     timesteps: Tensor
     """int64 [m]"""
     noise: Tensor
-    """float32 [m, C, H/f, W/f], like the two that follow"""
+    """float32 [m, C, H/f, W/f], like the posterior's"""
+    offset: Tensor
+    """float32 [m, C, 1, 1], before its strength"""
     perturbation: Tensor
+    """float32, as the noise, before its strength; or zeros [m, 1, 1, 1] where there is none"""
     posterior_noise: Tensor
     bad: list[BadSample]
 
@@ -86,7 +95,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         tokenizer: Tokenizer,
         latents: LatentShape,
         *,
-        timesteps: int,
+        diffusion: DiffusionConfig,
         seed: int,
         steps: range,
         rank: int,
@@ -97,12 +106,14 @@ class MicroBatches(Dataset[Batch | UserError]):
         self._preparer = preparer
         self._tokenizer = tokenizer
         self._latents = latents
-        self._timesteps = timesteps
+        self._timesteps = Timesteps(diffusion)
+        self._stratified = diffusion.sampling.stratified
+        self._noises = NoiseSource(diffusion.noise, seed)
         self._steps = steps
         self._rank = rank
         self._world = world
-        self._noise_key = purpose_key(seed, "noise")
         self._timestep_key = purpose_key(seed, "timestep")
+        self._stratum_key = purpose_key(seed, "stratum")
         self._excluded = lru_cache(maxsize=1)(journal.excluded)
 
     def __len__(self) -> int:
@@ -110,7 +121,7 @@ class MicroBatches(Dataset[Batch | UserError]):
 
     @property
     def _per_step(self) -> int:
-        return self._plan.micro_batches_per_step // self._world
+        return self._plan.global_batch // self._plan.micro_batch(self._steps.start) // self._world
 
     def __getitem__(self, item: int) -> Batch | UserError:
         step = self._steps[item // self._per_step]
@@ -121,35 +132,65 @@ class MicroBatches(Dataset[Batch | UserError]):
             # Raised in a worker it would come out wrapped in that worker's traceback.
             return error
 
-    def prepare(self, step: int, micro_batch: MicroBatch) -> Batch:
-        """Prepare one micro-batch of a step."""
+    def prepare(self, step: int, micro_batch: MicroBatch, timesteps: I64 | None = None) -> Batch:
+        """Prepare one micro-batch of a step.
+
+        Args:
+            timesteps: int64 [m], in place of those that the step would draw.
+        """
         bad: list[BadSample] = []
         samples = self._preparer.prepare(step, micro_batch, self._excluded(step), bad)
-        slots = micro_batch.first_slot + np.arange(self._plan.micro_batch)
-        noise, perturbation, posterior_noise = self._draw_noise(micro_batch)
+        width, height = self._plan.sizes[micro_batch.bucket]
+        shape = self._latents.of(int(width), int(height))
+        noises = [self._noises.draw(draw, shape) for draw in micro_batch.draws]
         return Batch(
             pixels=shared([torch.from_numpy(s.pixels) for s in samples]).permute(0, 3, 1, 2),
             input_ids=torch.from_numpy(self._tokenizer([s.prompt for s in samples])),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
-            timesteps=torch.from_numpy(
-                (to_unit(hash_counters(self._timestep_key, step, slots)) * self._timesteps).astype(np.int64)
-            ),
-            noise=noise,
-            perturbation=perturbation,
-            posterior_noise=posterior_noise,
+            mask=latent_mask([s.mask for s in samples], self._latents.factor),
+            timesteps=self._draw_timesteps(step, micro_batch) if timesteps is None else torch.from_numpy(timesteps),
+            noise=shared([noise.noise for noise in noises]),
+            offset=torch.stack([noise.offset for noise in noises]),
+            perturbation=shared([noise.perturbation for noise in noises]),
+            posterior_noise=shared([noise.posterior for noise in noises]),
             bad=bad,
         )
 
-    def _draw_noise(self, micro_batch: MicroBatch) -> list[Tensor]:
-        """Noise, perturbation and posterior noise, each float32 [m, C, h, w]."""
-        width, height = self._plan.sizes[micro_batch.bucket]
-        shape = (3, *self._latents.of(int(width), int(height)))
-        draws = [
-            torch.from_numpy(CounterRng(self._noise_key, draw.epoch, draw.sample, draw.repeat).normal(shape))
-            for draw in micro_batch.draws
-        ]
-        return [shared([noises[kind] for noises in draws]) for kind in range(3)]
+    def _draw_timesteps(self, step: int, micro_batch: MicroBatch) -> Tensor:
+        """The timesteps of a micro-batch's slots in a step: int64 [m]."""
+        slots = micro_batch.first_slot + np.arange(len(micro_batch.samples))
+        quantiles = to_unit(hash_counters(self._timestep_key, step, slots))
+        if self._stratified:
+            # Slots are in the order of their buckets' areas, which must not decide on the timestep.
+            count = self._plan.global_batch
+            strata = shuffled_order(hash_counters(self._stratum_key, step, np.arange(count)))
+            quantiles = (strata[slots] + quantiles) / count
+        return self._timesteps(torch.from_numpy(quantiles))
+
+
+def latent_mask(masks: Sequence[npt.NDArray[np.uint8] | None], factor: int) -> Tensor:
+    """How much each latent counts: the mean over the pixels that it spans, 1 where a sample has no mask.
+
+    Args:
+        masks: uint8 [H, W], 255 counts fully.
+
+    Returns:
+        float32 [m, 1, H/factor, W/factor]; ones [m, 1, 1, 1] where no sample has a mask.
+    """
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return torch.ones(len(masks), 1, 1, 1)
+    height, width = given[0].shape
+    whole = torch.ones(1, height // factor, width // factor)
+    return torch.stack([whole if mask is None else area_means(mask, factor)[None] for mask in masks])
+
+
+def area_means(mask: npt.NDArray[np.uint8], factor: int) -> Tensor:
+    """The means of squares of `factor` pixels a side, 255 as 1: float32 [H/factor, W/factor]."""
+    height, width = mask.shape
+    squares = mask.reshape(height // factor, factor, width // factor, factor)
+    return torch.from_numpy((squares.mean(axis=(1, 3)) / 255.0).astype(np.float32))
 
 
 def shared(parts: list[Tensor]) -> Tensor:
@@ -160,7 +201,7 @@ def shared(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts, out=whole)
 
 
-def open_loader(dataset: MicroBatches, config: DataConfig, pin: bool) -> Iterator[Batch]:
+def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bool) -> Iterator[Batch]:
     """Micro-batches in the plan's order, prepared ahead by worker processes, which start at once.
 
     Raises:

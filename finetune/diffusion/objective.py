@@ -1,47 +1,51 @@
-"""What the model is asked to predict, and how much each timestep counts."""
-
-from collections.abc import Callable
+"""What the model is given, what it is asked to predict, and what its errors cost."""
 
 import torch
 from torch import Tensor, nn
 
 from finetune.diffusion.config import DiffusionConfig
+from finetune.diffusion.losses import LOSSES, huber_deltas
 from finetune.diffusion.schedule import Schedule
-
-
-def constant(snr: Tensor, gamma: float) -> Tensor:
-    """Every timestep counts the same."""
-    return torch.ones_like(snr)
-
-
-def soft_min_snr(snr: Tensor, gamma: float) -> Tensor:
-    """Soft min-SNR for v-prediction: SNR·γ / ((SNR + γ)(SNR + 1)).
-
-    The loss on x0 weighted by the smooth minimum SNR·γ/(SNR + γ) of SNR and γ (Crowson et al., arXiv 2401.11605,
-    after Hang et al., arXiv 2303.09556), carried over to v: the squared error of x0 is 1 - alpha_bar = 1/(SNR + 1)
-    times that of v.
-    """
-    return snr * gamma / ((snr + gamma) * (snr + 1.0))
-
-
-WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {"constant": constant, "soft_min_snr": soft_min_snr}
+from finetune.diffusion.weighting import neglect, timestep_weights
 
 
 class Objective(nn.Module):
-    """Noising, the v target and the weighted squared error (Salimans & Ho, arXiv 2202.00512)."""
+    """Noising, the target and the weighted loss of a recipe."""
 
     signal: Tensor
     noise: Tensor
+    target_latents: Tensor
+    target_noise: Tensor
     weight: Tensor
+    delta: Tensor
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
         schedule = Schedule(config)
-        weight = WEIGHTINGS[config.weighting](schedule.snr, config.snr_gamma).clamp(min=config.weight_floor)
-        self.input_perturbation = config.input_perturbation
+        weight = timestep_weights(schedule.snr, config)
+        self.neglect = neglect(weight, config)
+        """What a run has to say at its start about timesteps that hardly count."""
+        self._strengths = config.noise
+        self._loss = LOSSES[config.loss]
+        target_latents, target_noise = target_factors(schedule, config.prediction)
         self.register_buffer("signal", schedule.signal.float())
         self.register_buffer("noise", schedule.noise.float())
+        self.register_buffer("target_latents", target_latents.float())
+        self.register_buffer("target_noise", target_noise.float())
         self.register_buffer("weight", weight.float())
+        self.register_buffer("delta", huber_deltas(schedule, config).float())
+
+    def offset_noise(self, latents: Tensor, noise: Tensor, offset: Tensor) -> Tensor:
+        """The noise with an offset for each sample and channel (Guttenberg, "Diffusion with Offset Noise", 2023),
+        whose strength may grow with the absolute mean of the channel's latents.
+
+        Args:
+            latents, noise: [B, C, H, W].
+            offset: [B, C, 1, 1].
+        """
+        means = latents.mean(dim=(2, 3), keepdim=True)
+        strength = self._strengths.offset + self._strengths.adaptive_offset * means.abs()
+        return noise + strength * offset
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(alpha_bar)·latents + sqrt(1 - alpha_bar)·noise.
@@ -55,23 +59,49 @@ class Objective(nn.Module):
     def model_input(self, latents: Tensor, noise: Tensor, perturbation: Tensor, timesteps: Tensor) -> Tensor:
         """The noised latents; with input perturbation the noise is noise + strength·perturbation (arXiv 2301.11706),
         which the target does not know of. All [B, C, H, W]; timesteps int64 [B]."""
-        return self.add_noise(latents, noise + self.input_perturbation * perturbation, timesteps)
+        return self.add_noise(latents, noise + self._strengths.perturbation * perturbation, timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = sqrt(alpha_bar)·noise - sqrt(1 - alpha_bar)·latents, equation (11) of arXiv 2202.00512."""
-        return at(self.signal, timesteps) * noise - at(self.noise, timesteps) * latents
+        """What the model is to predict: latents, noise or v. All [B, C, H, W]; timesteps int64 [B]."""
+        return at(self.target_noise, timesteps) * noise + at(self.target_latents, timesteps) * latents
 
-    def loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor, sample_weights: Tensor) -> Tensor:
-        """Mean over the micro-batch of sample weight · weight(t) · mean squared error; a float32 scalar.
+    def errors(self, prediction: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor) -> Tensor:
+        """Every sample's loss per latent that counts, not weighted; 0 where none counts.
 
         Args:
             prediction, target: [B, C, H, W].
             timesteps: int64 [B].
+            mask: how much each latent counts: float32 [B, 1, H, W], or [B, 1, 1, 1] where all count alike.
+
+        Returns:
+            float32 [B].
+        """
+        errors = self._loss(prediction.float() - target.float(), at(self.delta, timesteps))
+        counted = mask.mean(dim=(1, 2, 3))
+        return (mask * errors).mean(dim=(1, 2, 3)) / counted.masked_fill(counted == 0.0, 1.0)
+
+    def loss(
+        self, prediction: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor, sample_weights: Tensor
+    ) -> Tensor:
+        """Mean over the micro-batch of sample weight · weight(t) · error; a float32 scalar.
+
+        Args:
+            prediction, target, timesteps, mask: as `errors` takes them.
             sample_weights: float32 [B]; 1, or the weight of the prior for regularisation images (DreamBooth, arXiv
                 2208.12242, equation (2)).
         """
-        per_sample = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
-        return (sample_weights * self.weight[timesteps] * per_sample).mean()
+        errors = self.errors(prediction, target, timesteps, mask)
+        return (sample_weights * self.weight[timesteps] * errors).mean()
+
+
+def target_factors(schedule: Schedule, prediction: str) -> tuple[Tensor, Tensor]:
+    """How much of the latents and how much of the noise the target holds at each timestep, both float64 [T].
+
+    v = sqrt(alpha_bar)·noise - sqrt(1 - alpha_bar)·latents: equation (11) of Salimans & Ho (arXiv 2202.00512).
+    """
+    one, zero = torch.ones_like(schedule.snr), torch.zeros_like(schedule.snr)
+    factors = {"v": (-schedule.noise, schedule.signal), "epsilon": (zero, one), "x0": (one, zero)}
+    return factors[prediction]
 
 
 def at(values: Tensor, timesteps: Tensor) -> Tensor:

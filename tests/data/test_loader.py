@@ -4,23 +4,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from finetune.data.config import DataConfig
+from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
 from finetune.data.index import Index
 from finetune.data.journal import Exclusion
-from finetune.data.loader import Batch, LatentShape, MicroBatches, open_loader
+from finetune.data.loader import Batch, LatentShape, MicroBatches, area_means, latent_mask, open_loader
 from finetune.data.plan import Plan
-from finetune.data.preparer import EXCLUDED, Preparer
+from finetune.data.preparer import EXCLUDED, Preparer, Sample
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.samples import place_of
+from finetune.diffusion.config import DiffusionConfig, NoiseConfig, SamplingConfig
 from finetune.errors import UserError
 from tests.helpers import WORDS, Letters, data_config, open_data
 
 STEPS = 4
+EVERYTHING = DiffusionConfig(
+    noise=NoiseConfig(pyramid_levels=2, offset=0.1, offset_random=True, perturbation=0.1, perturbation_random=True),
+    sampling=SamplingConfig(distribution="logit_normal", stratified=True),
+)
 
 
 def settings(folder: Path, **changes: object) -> DataConfig:
@@ -36,6 +43,7 @@ def dataset(
     exclusion: Exclusion | None = None,
     policy: Policy | None = None,
     flip: float = 0.5,
+    diffusion: DiffusionConfig | None = None,
 ) -> tuple[MicroBatches, Plan]:
     data = settings(folder, flip=flip)
     opened = open_data(data, folder / "kept", seed=seed)
@@ -50,7 +58,7 @@ def dataset(
         Preparer(plan, sources, data, [policy], WORDS, seed),
         Letters(),
         LatentShape(4, 8),
-        timesteps=1000,
+        diffusion=diffusion or DiffusionConfig(),
         seed=seed,
         steps=range(first, STEPS),
         rank=rank,
@@ -69,10 +77,39 @@ def test_shapes_follow_the_bucket(shards: Path) -> None:
     batch = batches[0]
     assert batch.pixels.dtype == torch.uint8
     assert batch.pixels.shape == (4, 3, height, width)
-    assert (
-        batch.noise.shape == batch.perturbation.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
-    )
+    assert batch.input_ids.shape == (4, 1, 1, 77)
+    assert batch.noise.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
+    assert batch.offset.shape == (4, 4, 1, 1)
+    assert batch.perturbation.shape == batch.mask.shape == (4, 1, 1, 1)
     assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
+
+
+def test_perturbation_is_there_where_it_is_asked_for(shards: Path) -> None:
+    batch = dataset(shards, diffusion=EVERYTHING)[0][0]
+    assert batch.perturbation.shape == batch.noise.shape
+
+
+def test_plain_noise_and_timesteps_are_the_streams_of_draws_and_slots(shards: Path) -> None:
+    batches, plan = dataset(shards)
+    for item in (0, 5):
+        step, micro_batch = item // 4, plan.step(item // 4)[item % 4]
+        batch = batches[item]
+        for i, draw in enumerate(micro_batch.draws):
+            rng = CounterRng(purpose_key(5, "noise"), draw.epoch, draw.sample, draw.repeat)
+            noise, _, posterior = rng.normal((3, *batch.noise.shape[1:]))
+            assert torch.equal(batch.noise[i], torch.from_numpy(noise))
+            assert torch.equal(batch.posterior_noise[i], torch.from_numpy(posterior))
+        slots = micro_batch.first_slot + np.arange(4)
+        quantiles = to_unit(hash_counters(purpose_key(5, "timestep"), step, slots))
+        assert batch.timesteps.tolist() == (quantiles * 1000).astype(int).tolist()
+
+
+def test_timesteps_may_be_given(shards: Path) -> None:
+    batches, plan = dataset(shards, diffusion=EVERYTHING)
+    given = np.array([3, 1, 4, 1])
+    batch = batches.prepare(1, plan.step(1)[2], given)
+    assert batch.timesteps.tolist() == given.tolist()
+    assert same(batch._replace(timesteps=batches[6].timesteps), batches[6])
 
 
 def test_no_flip_keeps_pictures_from_being_mirrored(shards: Path) -> None:
@@ -86,10 +123,11 @@ def test_no_flip_keeps_pictures_from_being_mirrored(shards: Path) -> None:
     assert torch.equal(pixels(1.0, "nothing"), pixels(1.0))
 
 
-def test_ranks_share_out_the_steps_of_one(shards: Path) -> None:
-    alone, _ = dataset(shards)
+@pytest.mark.parametrize("diffusion", [DiffusionConfig(), EVERYTHING], ids=["plain", "everything"])
+def test_ranks_share_out_the_steps_of_one(shards: Path, diffusion: DiffusionConfig) -> None:
+    alone, _ = dataset(shards, diffusion=diffusion)
     for world in (2, 4):
-        ranks = [dataset(shards, rank, world)[0] for rank in range(world)]
+        ranks = [dataset(shards, rank, world, diffusion=diffusion)[0] for rank in range(world)]
         for item in range(len(alone)):
             rank, own = item % world, item // 4 * (4 // world) + item % 4 // world
             assert same(alone[item], ranks[rank][own])
@@ -102,8 +140,9 @@ def test_starting_later_gives_the_same_batches(shards: Path) -> None:
     assert all(same(whole[8 + i], later[i]) for i in range(8))
 
 
-def test_workers_change_nothing(shards: Path) -> None:
-    batches, _ = dataset(shards)
+@pytest.mark.parametrize("diffusion", [DiffusionConfig(), EVERYTHING], ids=["plain", "everything"])
+def test_workers_change_nothing(shards: Path, diffusion: DiffusionConfig) -> None:
+    batches, _ = dataset(shards, diffusion=diffusion)
     alone = list(open_loader(batches, settings(shards, workers=0), pin=False))
     shared = list(open_loader(batches, settings(shards, workers=2), pin=False))
     assert len(alone) == 16
@@ -166,7 +205,7 @@ def test_a_source_s_loss_weight_comes_with_its_samples(shards: Path) -> None:
 
 
 def test_noises_are_independent(shards: Path) -> None:
-    batch = dataset(shards)[0][0]
+    batch = dataset(shards, diffusion=DiffusionConfig(noise=NoiseConfig(perturbation=0.1)))[0][0]
     flat = torch.stack([batch.noise, batch.perturbation, batch.posterior_noise]).flatten(1).double()
     correlation = torch.corrcoef(flat)
     assert (correlation - torch.eye(3)).abs().max() < 5 / flat.shape[1] ** 0.5
@@ -177,6 +216,58 @@ def test_timesteps_are_uniform(shards: Path) -> None:
     drawn = torch.cat([batches[i].timesteps for i in range(len(batches))]).double()
     assert abs(drawn.mean() - 499.5) < 5 * 1000 / (12 * len(drawn)) ** 0.5
     assert len(drawn.unique()) > 0.9 * len(drawn)
+
+
+def test_stratified_timesteps_are_one_of_each_part(shards: Path) -> None:
+    """A step's 16 timesteps in order: the k-th lies in the k-th sixteenth of 1000."""
+    batches, plan = dataset(shards, diffusion=DiffusionConfig(sampling=SamplingConfig(stratified=True)))
+    orders = []
+    for step in range(STEPS):
+        drawn = torch.cat([batches.prepare(step, micro_batch).timesteps for micro_batch in plan.step(step)])
+        for stratum, timestep in enumerate(drawn.sort().values.tolist()):
+            assert int(stratum * 62.5) <= timestep <= (stratum + 1) * 62.5
+        orders.append(tuple(drawn.argsort().tolist()))
+    assert len(set(orders)) == STEPS
+    assert tuple(range(16)) not in orders
+
+
+def test_the_stratum_does_not_follow_from_the_slot(shards: Path) -> None:
+    """Slots are in the order of their areas: over many steps every slot's mean timestep is that of all."""
+    batches, plan = dataset(shards, diffusion=DiffusionConfig(sampling=SamplingConfig(stratified=True)))
+    micro_batch = plan.step(0)[0]
+    drawn = torch.stack([batches._draw_timesteps(step, micro_batch) for step in range(2000)]).double()
+    deviation = 1000 / 12**0.5
+    assert ((drawn.mean(dim=0) - 499.5).abs() < 5 * deviation / 2000**0.5).all()
+    # Two slots never share a part, so their timesteps are correlated by -1/15 at most.
+    assert (torch.corrcoef(drawn.T) - torch.eye(4)).abs().max() < 1 / 15 + 5 / 2000**0.5
+
+
+def test_a_latent_s_mask_is_the_mean_over_its_pixels() -> None:
+    mask = np.zeros((4, 6), dtype=np.uint8)
+    mask[0, 0] = mask[:2, 2:4] = 255
+    mask[3, 5] = 51
+    assert area_means(mask, 2).tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, pytest.approx(0.05)]]
+    found = latent_mask([None, mask], 2)
+    assert found.shape == (2, 1, 2, 3)
+    assert found.dtype == torch.float32
+    assert (found[0] == 1.0).all()
+    assert torch.equal(found[1, 0], area_means(mask, 2))
+    assert torch.equal(latent_mask([None, None, None], 2), torch.ones(3, 1, 1, 1))
+
+
+def test_masks_come_with_their_samples(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, _ = dataset(shards)
+    prepare = batches._preparer.prepare
+
+    def masked(*args: object) -> list[Sample]:
+        first, second, *others = prepare(*args)  # type: ignore[arg-type]
+        height, width = first.pixels.shape[:2]
+        return [first, second._replace(mask=np.zeros((height, width), dtype=np.uint8)), *others]
+
+    monkeypatch.setattr(batches._preparer, "prepare", masked)
+    found = batches[0]
+    assert found.mask.shape == (4, 1, *found.noise.shape[2:])
+    assert found.mask.mean(dim=(1, 2, 3)).tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
 def spoil(folder: Path, row: int) -> None:
