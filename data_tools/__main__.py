@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -93,10 +94,13 @@ def _check_text(text: str) -> None:
 
 
 def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
-    tagged, captioned = (int(index.numbers(name).sum()) for name in ("has_tags", "has_caption"))
+    tagged, captioned, masked = (
+        np.count_nonzero(index.numbers(name)) for name in ("has_tags", "has_caption", "mask_size")
+    )
     console.print(
         f"{len(index):,} samples, shards: {len(index.shards):,} "
-        f"({sum(s.size for s in index.shards) / 2**30:.2f} GiB): {tagged:,} with tags, {captioned:,} with a caption"
+        f"({sum(s.size for s in index.shards) / 2**30:.2f} GiB): {tagged:,} with tags, "
+        f"{captioned:,} with a caption, {masked:,} with a mask"
     )
     if (most := int(index.repeats.max())) > 1:
         console.print(f"Folders' names ask for up to {most} draws of a sample per epoch.")

@@ -12,12 +12,12 @@ from typing import Any
 
 import webdataset
 
-from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, files_below, index_folder, side_files, utf8
+from data_tools.indexing import IMAGE_SUFFIXES, PARTS, Refused, index_folder, pictures_below, side_files, utf8
 from data_tools.progress import in_parallel
 from finetune.data.buckets import fit
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order
-from finetune.data.images import load, probe
-from finetune.data.index import Index
+from finetune.data.images import load, load_mask, probe
+from finetune.data.index import MASK, SIDE_FILES, Index
 from finetune.data.labels import parse_json, parse_labels
 from finetune.errors import DataFault, UserError
 
@@ -69,7 +69,7 @@ def plan_shards(source: Path, out: Path, shard_bytes: int, text_as: str) -> list
     none."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: give the folder that holds the pictures")
-    names = files_below(source, IMAGE_SUFFIXES)
+    names = pictures_below(source)
     if not names:
         raise UserError(
             f"there are no pictures below {source}: it has to hold {', '.join(sorted(IMAGE_SUFFIXES))} files"
@@ -115,13 +115,18 @@ def write_shard(plan: ShardPlan, text_as: str) -> list[Refused]:
 
 
 def _members(source: Source, text_as: str) -> dict[str, Any]:
-    """A sample as webdataset writes it: the picture's own bytes, and its labels as JSON with all else that the
-    JSON side file held. Raises DataFault where the picture cannot be decoded whole or the side files cannot be read."""
+    """A sample as webdataset writes it: the picture's own bytes and its mask's, and its labels as JSON with all else
+    that the JSON side file held. Raises DataFault where the picture or its mask cannot be decoded whole or the side
+    files cannot be read."""
     data = source.path.read_bytes()
     info = probe(data)
-    load(data, fit(info.width, info.height, CHECK_PX, CHECK_PX, 0.5, 0.5), False, (255, 255, 255))
+    crop = fit(info.width, info.height, CHECK_PX, CHECK_PX, 0.5, 0.5)
+    load(data, crop, False, (255, 255, 255))
     files = {member: path for member, path in side_files(source.path).items() if path.is_file()}
     sides = {member: path.read_bytes() for member, path in files.items()}
+    masks = {SIDE_FILES[MASK]: sides.pop(MASK)} if MASK in sides else {}
+    for mask in masks.values():
+        load_mask(mask, info, crop, False)
     labels = parse_labels(sides, text_as)
     fields = parse_json(sides["json"]) if "json" in sides else {}
     fields.pop("captions", None)
@@ -129,6 +134,7 @@ def _members(source: Source, text_as: str) -> dict[str, Any]:
     return {
         "__key__": source.key,
         source.path.suffix.lower()[1:]: data,
+        **masks,
         "json": json.dumps(fields, ensure_ascii=False).encode(),
     }
 

@@ -24,6 +24,7 @@ from finetune.data.images import HEIC, JPEG_XL, probe
 from finetune.data.index import (
     FILE_NAME,
     IMAGE,
+    MASK,
     MEMBERS,
     SCHEMA,
     SIDE_FILES,
@@ -46,7 +47,7 @@ IMAGE_SUFFIXES = frozenset(
     {"apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "jxl", "mpo", "png", "tif", "tiff", "webp"}
 )
 PARTS = ".index"
-PART_VERSION = 4
+PART_VERSION = 5
 TIMEOUT_S = 30.0
 GLOB_SIGNS = frozenset("*?[")
 
@@ -100,6 +101,11 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[str]:
         paths = (here / name for name in names if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower()[1:] in suffixes and path.is_file()]
     return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """The pictures of a tree, as `files_below` has them, without those that are masks of others."""
+    return [name for name in files_below(folder, IMAGE_SUFFIXES) if not name.rpartition(".")[0].endswith(f".{MASK}")]
 
 
 def index_shards(names: Sequence[str], folder: Path, text_as: str, workers: int) -> tuple[Index, list[Refused]]:

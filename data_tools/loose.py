@@ -18,9 +18,9 @@ from data_tools.indexing import (
     Part,
     Refused,
     describe,
-    files_below,
     joined,
     kept_part,
+    pictures_below,
     side_files,
     utf8,
 )
@@ -38,7 +38,7 @@ def index_tree(root: Path, out: Path, text_as: str, workers: int) -> tuple[Index
     Raises:
         UserError: there are no pictures.
     """
-    names = files_below(root, IMAGE_SUFFIXES)
+    names = pictures_below(root)
     if not names:
         raise UserError(
             f"there are neither .tar files nor pictures below {root}: it has to hold "

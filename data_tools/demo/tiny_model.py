@@ -15,6 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from finetune.checkpoint.export import build_pipeline
 from finetune.data.hashing import CounterRng, purpose_key
 from finetune.diffusion.config import DiffusionConfig
+from finetune.model.families import Components
+from finetune.model.text import PromptEncoder
 
 WORD_END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -80,7 +82,8 @@ def save_tiny_model(
             )
         )
         unet = _tiny_unet(sizes, vae.config.latent_channels)
-    build_pipeline(unet, vae, text_encoder, tokenizer, DiffusionConfig()).save_pretrained(folder)
+    components = Components(unet, vae, PromptEncoder([text_encoder], 1, "trim"), (tokenizer,))
+    build_pipeline(components, DiffusionConfig()).save_pretrained(folder)
 
 
 def tiny_vae(sizes: TinySizes) -> AutoencoderKL:

@@ -11,6 +11,7 @@ from data_tools.preview.markup import Html, element, together
 from data_tools.preview.reading import (
     EMPTY,
     at_most,
+    counted,
     cut_away,
     fitted,
     forms_in_words,
@@ -97,6 +98,8 @@ def _labels(preview: Preview, shown: Shown, asked: Asked) -> Html:
         rows["as written"] = _written(shown.written)
     rows["captions"] = _captions(labels.captions, labels.caption_names)
     if shown.learned:
+        if shown.learned.counts is not None:
+            rows["mask"] = counted(shown.learned.counts)
         rows["forms"] = _forms(shown.learned, asked)
         rows["mirrored"] = _mirrored(shown.learned, preview.config.data.flip)
     told = ([element("dt", name), element("dd", row or element("i", "none"))] for name, row in rows.items())

@@ -11,7 +11,7 @@ from data_tools.stats.looking import spread
 from data_tools.stats.sources import OpenSource, sources_of
 from finetune.config import Config
 from finetune.data.buckets import NONE, Crop
-from finetune.data.images import load, probe
+from finetune.data.images import probe
 from finetune.data.labels import Labels
 from finetune.data.plan import Draw
 from finetune.data.prompts.config import CaptionsConfig
@@ -26,6 +26,8 @@ from finetune.opened import Opened
 
 THUMBNAIL_PX = 320
 """Longest side of a picture that is shown."""
+WASHED = 0.75
+"""Share of grey in what does not count."""
 
 
 class Drawn(NamedTuple):
@@ -42,7 +44,9 @@ class Learned:
     """What is trained of a sample."""
 
     picture: Image.Image
-    """As its first draw has it, but smaller where a side is above THUMBNAIL_PX."""
+    """As its first draw has it, but smaller where a side is above THUMBNAIL_PX; what does not count is washed out."""
+    counts: float | None
+    """The share of its pixels that counts, where it has a mask."""
     forms: dict[str, float]
     """Shares in effect for what the sample has, before any prompt is emptied."""
     no_flip: str | None
@@ -168,12 +172,13 @@ class _Look(NamedTuple):
             draw = Draw(sample, epoch, 0)
             crop, mirrored = preparer.crop(info, record, bucket, draw)
             draws.append(Drawn(epoch, preparer.prompt(record, draw, step), crop, mirrored))
-        red, green, blue = self.config.data.background
-        picture = Image.fromarray(load(record.image, draws[0].crop, draws[0].mirrored, (red, green, blue)))
+        pixels, mask = preparer.picture(record, info, draws[0].crop, draws[0].mirrored)
+        picture = Image.fromarray(pixels) if mask is None else _washed(Image.fromarray(pixels), Image.fromarray(mask))
         prompter = self.opened.policies[record.source].prompter
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
         return Learned(
             picture,
+            counts=None if mask is None else float(mask.mean()) / 255,
             forms=prompter.forms(record.labels),
             no_flip=prompter.forbids_flip(record.labels),
             draws=draws,
@@ -182,6 +187,12 @@ class _Look(NamedTuple):
     def _size(self, bucket: int) -> tuple[int, int]:
         width, height = self.opened.plan.sizes[bucket].tolist()
         return width, height
+
+
+def _washed(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """A picture that is grey where a mask is black."""
+    grey = Image.new("RGB", picture.size, (128, 128, 128))
+    return Image.composite(picture, Image.blend(picture.convert("L").convert("RGB"), grey, WASHED), mask)
 
 
 def _named(opened: Opened, keys: Sequence[str]) -> list[int]:

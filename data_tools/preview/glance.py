@@ -21,6 +21,9 @@ def glance(config: Config, captions: CaptionsConfig) -> dict[str, str]:
                 "cut at a random place" if config.data.random_crop else "cut at the centre",
             ]
         ),
+        "mask": {"none": "", "alpha": "what is opaque counts", "member": "a picture beside it says what counts"}[
+            config.data.mask
+        ],
         "never mirrored": _listed(captions.no_flip if config.data.flip else ()),
         "limit": f"{config.model.max_tokens} tokens",
     }

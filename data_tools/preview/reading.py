@@ -64,6 +64,11 @@ def fitted(width: int, crop: Crop) -> str:
     return f"{scaled}, {percent(round(away, 3)) if away else 'nothing'} cut away"
 
 
+def counted(share: float) -> str:
+    """How much of a picture its mask leaves."""
+    return f"{percent(round(share, 3))} counts, the rest is grey"
+
+
 def times(per_epoch: float) -> str:
     """How often a sample is drawn; all epochs are shown, though some may pass it over."""
     if per_epoch < 1:

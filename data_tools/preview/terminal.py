@@ -7,7 +7,17 @@ from rich.table import Table
 from rich.text import Text
 
 from data_tools.preview.draws import Drawn, Learned, Preview, Shown
-from data_tools.preview.reading import EMPTY, at_most, fitted, forms_in_words, gone_by_reason, percent, size, times
+from data_tools.preview.reading import (
+    EMPTY,
+    at_most,
+    counted,
+    fitted,
+    forms_in_words,
+    gone_by_reason,
+    percent,
+    size,
+    times,
+)
 from data_tools.stats.forms import FORM_NAMES
 
 TAGS_SHOWN = 40
@@ -59,6 +69,8 @@ def _labels(preview: Preview, shown: Shown) -> Table:
     never = f"never, because of the pattern {pattern}" if pattern else ""
     table.add_row("mirrored", never or f"{percent(flip)} of draws")
     table.add_row("crop", fitted(shown.width_px, shown.learned.draws[0].crop))
+    if shown.learned.counts is not None:
+        table.add_row("mask", counted(shown.learned.counts))
     return table
 
 

@@ -17,11 +17,12 @@ def bucket_tables(stats: Stats) -> list[Table]:
 
 
 def _source_table(stats: Stats) -> Table:
-    names = ("source", "samples", "left out", "repeats", "draws", "tags", "caption", "GiB")
+    names = ("source", "samples", "left out", "repeats", "draws", "tags", "caption", "mask", "GiB")
     table = table_of("sources, and their draws an epoch", *names)
     for source in stats.sources:
         numbers = (f"{source.samples:,}", f"{source.left_out:,}", f"{source.repeats:g}", f"{source.draws:,.0f}")
-        shares = (f"{n / max(source.samples, 1):.1%}" for n in (source.with_tags, source.with_caption))
+        having = (source.with_tags, source.with_caption, source.with_mask)
+        shares = (f"{n / max(source.samples, 1):.1%}" for n in having)
         table.add_row(source.name, *numbers, *shares, f"{source.bytes / GIB:,.2f}")
     return table
 

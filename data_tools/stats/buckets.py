@@ -32,6 +32,8 @@ class SourceFigures:
     """An epoch, on average: `repeats`, and what folders' names ask for."""
     with_tags: int
     with_caption: int
+    with_mask: int
+    """Those with a mask beside them."""
     bytes: int
 
 
@@ -134,6 +136,7 @@ def _source(source: OpenSource, draws: float) -> SourceFigures:
         draws=draws,
         with_tags=int(np.count_nonzero(source.stored.have("tags", 0)[trained])),
         with_caption=int(np.count_nonzero(source.stored.have("captions", 0)[trained])),
+        with_mask=int(np.count_nonzero(index.numbers("mask_size")[trained])),
         bytes=int(index.sizes()[trained].sum()),
     )
 

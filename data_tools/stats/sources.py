@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from finetune.config import Config
+from finetune.config import Config, plan_settings
 from finetune.data.buckets import I64, NONE, assign_buckets
 from finetune.data.config import BucketsConfig, SourceConfig
 from finetune.data.journal import Journal
 from finetune.data.layout import SourceSamples
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.samples import place_of
 from finetune.data.sources import Source
 
@@ -56,15 +56,15 @@ def open_sources(config: Config, kept: Path) -> list[OpenSource]:
     Raises:
         UserError: the data cannot be opened, or are fewer than a micro-batch.
     """
-    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
-    dataset = DataSet(config.data, settings, kept)
+    dataset = DataSet(config.data, plan_settings(config), kept)
     return sources_of(dataset, dataset.began())
 
 
 def sources_of(dataset: DataSet, journal: Journal) -> list[OpenSource]:
     """The sources of a data set as its journal begins."""
     excluded = [place_of(sample) for sample in journal.excluded(0)]
-    described, bucketed = dataset.data.all_sources.values(), dataset.bucketed(journal.editions[0])
+    described = dataset.data.all_sources.values()
+    bucketed = dataset.bucketed(journal.editions[0], dataset.settings.shapes[0])
     opened = []
     for source, asked, samples in zip(dataset.sources(journal).all, described, bucketed, strict=True):
         shards = source.index.shards

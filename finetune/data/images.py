@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from finetune.data.buckets import Crop
 from finetune.errors import DataFault
@@ -109,30 +109,88 @@ def load(data: bytes, crop: Crop, flip: bool, background: tuple[int, int, int]) 
     Raises:
         DataFault: the picture cannot be decoded whole.
     """
+    colours, _ = _decode(data, crop, background)
+    return _fit(colours, crop, flip)
+
+
+def load_with_alpha(
+    data: bytes, crop: Crop, flip: bool, background: tuple[int, int, int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    """As `load`, and how opaque the picture is: uint8 [crop.height, crop.width], 255 where it hides the background;
+    None where it does so everywhere."""
+    colours, alpha = _decode(data, crop, background)
+    pixels = _fit(colours, crop, flip)
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return pixels, None
+    return pixels, _fit_mask(alpha, crop, flip)
+
+
+def load_mask(data: bytes, info: ImageInfo, crop: Crop, flip: bool) -> npt.NDArray[np.uint8]:
+    """A grey picture that says how much each pixel of another counts, cut as that one is.
+
+    Its numbers count as they are stored, whatever its profile says; what is transparent counts as black.
+
+    Args:
+        info: of the picture that is masked, to whose size the mask is scaled.
+        crop: of that picture; `flip` likewise.
+
+    Returns:
+        uint8 [crop.height, crop.width], 255 where a pixel counts fully.
+
+    Raises:
+        DataFault: the mask cannot be decoded whole, or has another aspect than the picture.
+    """
+    try:
+        with _opened(data) as image:
+            upright = _upright(image)
+            mask = upright.convert("L")
+            if upright.has_transparency_data:
+                mask = ImageChops.multiply(mask, upright.convert("RGBA").getchannel("A"))
+    except DataFault as fault:
+        raise DataFault(f"mask: {fault}") from fault
+    # A side of a mask that was made smaller or larger may be off by what was rounded, which is less than a pixel.
+    if abs(mask.width * info.height - mask.height * info.width) >= max(info.width, info.height):
+        sizes = f"{mask.width}×{mask.height} pixels, and its picture {info.width}×{info.height}"
+        raise DataFault(f"mask: {sizes}, which is another aspect")
+    return _fit_mask(mask, crop, flip)
+
+
+def _decode(
+    data: bytes, crop: Crop, background: tuple[int, int, int]
+) -> tuple[npt.NDArray[np.uint8], Image.Image | None]:
+    """The upright picture in sRGB, a plain JPEG perhaps at a part of its size: uint8 [height, width, 3]; its alpha, if
+    it has any."""
     with _opened(data) as image:
         plain = _decode_plain_jpeg(data, image, crop) if _is_plain_jpeg(image) else None
-        upright = np.array(upright_srgb(image, background)) if plain is None else plain
-    cut = _scale_and_cut(upright, crop)
-    pixels: npt.NDArray[np.uint8] = (cut.flip(1) if flip else cut).contiguous().numpy()
-    return pixels
+        if plain is not None:
+            return plain, None
+        flat, alpha = _upright_srgb(image, background)
+        return np.array(flat), alpha
 
 
-def upright_srgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The first frame of an opened picture, EXIF rotation undone, as 8-bit sRGB on a background."""
+def _upright_srgb(image: Image.Image, background: tuple[int, int, int]) -> tuple[Image.Image, Image.Image | None]:
+    """An opened picture as 8-bit sRGB on a background, and its alpha, if it has any."""
     profile = image.info.get("icc_profile")
+    image = _upright(image)
+    if not image.has_transparency_data:
+        return _to_srgb(image, profile), None
+    with_alpha = image.convert("RGBA")
+    alpha = with_alpha.getchannel("A")
+    flat = Image.new("RGB", image.size, background)
+    # A picture's profile describes its colours alone, which is why alpha goes around the conversion.
+    flat.paste(_to_srgb(with_alpha.convert("RGB"), profile), mask=alpha)
+    return flat, alpha
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The first frame of an opened picture, EXIF rotation undone, with 8 bits a channel."""
     image = ImageOps.exif_transpose(image)
     if image.mode in DEEP_GREY:
         grey = np.asarray(image).astype(np.float64) / 257.0  # 65,535 becomes 255
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    elif image.mode == "F":
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    if image.mode == "F":
         raise DataFault("floating-point pixels have no defined white")
-    if not image.has_transparency_data:
-        return _to_srgb(image, profile)
-    with_alpha = image.convert("RGBA")
-    flat = Image.new("RGB", image.size, background)
-    # A picture's profile describes its colours alone, which is why alpha goes around the conversion.
-    flat.paste(_to_srgb(with_alpha.convert("RGB"), profile), mask=with_alpha.getchannel("A"))
-    return flat
+    return image
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -173,6 +231,13 @@ def _decode_plain_jpeg(data: bytes, image: Image.Image, crop: Crop) -> npt.NDArr
     return pixels
 
 
+def _fit(colours: npt.NDArray[np.uint8], crop: Crop, flip: bool) -> npt.NDArray[np.uint8]:
+    """A picture scaled, cut and mirrored: uint8 [crop.height, crop.width, 3]."""
+    cut = _scale_and_cut(colours, crop)
+    pixels: npt.NDArray[np.uint8] = (cut.flip(1) if flip else cut).contiguous().numpy()
+    return pixels
+
+
 def _scale_and_cut(pixels: npt.NDArray[np.uint8], crop: Crop) -> torch.Tensor:
     """uint8 [any, any, 3] to uint8 [crop.height, crop.width, 3], through Lanczos' filter.
 
@@ -191,15 +256,21 @@ def _scale_and_cut(pixels: npt.NDArray[np.uint8], crop: Crop) -> torch.Tensor:
 
 def _cut_and_scale(pixels: npt.NDArray[np.uint8], crop: Crop) -> torch.Tensor:
     """As `_scale_and_cut`, for a picture so long and thin that most of it is cut off."""
-    height, width, _ = pixels.shape
-    box = (
-        crop.left / crop.scaled_width * width,
-        crop.top / crop.scaled_height * height,
-        (crop.left + crop.width) / crop.scaled_width * width,
-        (crop.top + crop.height) / crop.scaled_height * height,
-    )
-    cut = Image.fromarray(pixels).resize((crop.width, crop.height), Image.Resampling.LANCZOS, box=box)
-    return torch.from_numpy(np.array(cut))
+    return torch.from_numpy(np.array(_resized(Image.fromarray(pixels), crop, Image.Resampling.LANCZOS)))
+
+
+def _fit_mask(mask: Image.Image, crop: Crop, flip: bool) -> npt.NDArray[np.uint8]:
+    """A mask of 8 bits scaled and cut: uint8 [crop.height, crop.width]. Lanczos' filter would ring around its edges."""
+    cut = _resized(mask, crop, Image.Resampling.BILINEAR)
+    return np.array(ImageOps.mirror(cut) if flip else cut)
+
+
+def _resized(image: Image.Image, crop: Crop, method: Image.Resampling) -> Image.Image:
+    """What a crop keeps, antialiased; `image` may have any size."""
+    across, down = image.width / crop.scaled_width, image.height / crop.scaled_height
+    right, bottom = crop.left + crop.width, crop.top + crop.height
+    box = (crop.left * across, crop.top * down, right * across, bottom * down)
+    return image.resize((crop.width, crop.height), method, box=box)
 
 
 def _orientation(image: Image.Image) -> int:

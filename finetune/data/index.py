@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 from finetune.errors import UserError
 
 FILE_NAME = "index.arrow"
-VERSION = 2
+VERSION = 3
 TAR_BLOCK = 512
 TARS, FILES = "tars", "files"
-IMAGE = "image"
-SIDE_FILES = {"text": "txt", "tags": "tags", "caption": "caption", "json": "json"}
-"""Members that hold labels, by the suffix that they have in a shard or beside a picture."""
+IMAGE, MASK = "image", "mask"
+SIDE_FILES = {"text": "txt", "tags": "tags", "caption": "caption", "json": "json", MASK: "mask.png"}
+"""Members that hold labels or a mask, by the suffix that they have in a shard or beside a picture."""
 MEMBERS = (IMAGE, *SIDE_FILES)
 NUMBERS = {
     "shard": pa.uint32(),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from finetune.data.buckets import Crop, fit
 from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, purpose_key
-from finetune.data.images import ImageInfo, load, probe
+from finetune.data.images import ImageInfo, load, load_mask, load_with_alpha, probe
 from finetune.data.plan import Draw, MicroBatch, Plan
 from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy, Prompt
@@ -34,6 +34,8 @@ class Sample(NamedTuple):
     of the picture, top and left of the crop in the scaled (and, where it is, mirrored) picture, height and width of
     the bucket; pixels."""
     loss_weight: float
+    mask: npt.NDArray[np.uint8] | None
+    """[H, W]: how much each pixel counts in the loss, 255 fully and 0 not at all; None where all count."""
 
 
 class BadSample(NamedTuple):
@@ -78,7 +80,12 @@ class Preparer:
         Args:
             policies: one per source.
             limit: of every prompt.
+
+        Raises:
+            UserError: the recipe asks for masks, and no sample has one.
         """
+        if data.mask == "member":
+            sources.check_masks()
         self._plan = plan
         self._sources = sources
         self._data = data
@@ -122,6 +129,18 @@ class Preparer:
         )
         return fit(info.width, info.height, width, height, across, down), mirrored
 
+    def picture(
+        self, record: Record, info: ImageInfo, crop: Crop, mirrored: bool
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """The pixels and the mask of a `Sample`. Raises DataFault where the picture or its mask cannot be used."""
+        red, green, blue = self._data.background
+        if self._data.mask == "alpha":
+            return load_with_alpha(record.image, crop, mirrored, (red, green, blue))
+        pixels = load(record.image, crop, mirrored, (red, green, blue))
+        if self._data.mask == "none" or record.mask is None:
+            return pixels, None
+        return pixels, load_mask(record.mask, info, crop, mirrored)
+
     def prompt(self, record: Record, draw: Draw, step: int) -> Prompt:
         """The prompt that a draw gives to a sample in a step, counted from 0."""
         path = record.labels.source or record.key
@@ -135,12 +154,11 @@ class Preparer:
         record = self._sources.read(sample, draw.epoch, whole_shard=(place.source, place.shard) in task.at_hand)
         info = probe(record.image)
         crop, mirrored = self.crop(info, record, task.micro_batch.bucket, draw)
-        red, green, blue = self._data.background
-        pixels = load(record.image, crop, mirrored, (red, green, blue))
+        pixels, mask = self.picture(record, info, crop, mirrored)
         left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
         conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)
         prompt = self.prompt(record, draw, task.step).text
-        return Sample(pixels, prompt, conditioning, self._policies[record.source].loss_weight)
+        return Sample(pixels, prompt, conditioning, self._policies[record.source].loss_weight, mask)
 
     def _substitute(self, draw: Draw, task: _Task) -> tuple[int, Sample]:
         """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.cache import Cache
-from finetune.data.index import IMAGE, TAR_BLOCK, TARS, Index, Span
+from finetune.data.index import IMAGE, MASK, TAR_BLOCK, TARS, Index, Span
 from finetune.data.labels import Labels, parse_labels
 from finetune.data.outage import Patience
 from finetune.data.overlay import Overlay
@@ -34,6 +34,8 @@ class Record(NamedTuple):
     key: str
     source: int
     """Number of its source."""
+    mask: bytes | None
+    """The picture beside it that says how much each of its pixels counts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Sources:
         return {**self.__dict__, "_files": OrderedDict()}
 
     def read(self, sample: int, epoch: int, *, whole_shard: bool) -> Record:
-        """The encoded picture of a sample, and its labels as they are in an epoch; waits out faults of I/O.
+        """The encoded picture of a sample, its mask, and its labels as they are in an epoch; waits out faults of I/O.
 
         Args:
             whole_shard: whether a remote shard is fetched as a whole, as more of its samples will be wanted, or only
@@ -97,9 +99,9 @@ class Sources:
             members = self._read_shard(place, spans, whole_shard)
         else:
             members = {name: self._read_range(index, span, span.size) for name, span in spans.items()}
-        image = members.pop(IMAGE)
+        image, mask = members.pop(IMAGE), members.pop(MASK, None)
         labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
-        return Record(image, overlay.over(row, labels) if overlay else labels, index.key(row), place.source)
+        return Record(image, overlay.over(row, labels) if overlay else labels, index.key(row), place.source, mask)
 
     def key(self, sample: int) -> str:
         """The sample's key in its source."""
@@ -173,6 +175,14 @@ class Sources:
                 self._cache.check()
                 for number in far[:: -(-len(far) // SHARDS_PROBED)]:
                     self._verify_remote(index, number)
+
+    def check_masks(self) -> None:
+        """Raise UserError where no sample of any source has a mask beside it."""
+        if not any(source.index.numbers("mask_size").any() for source in self.all):
+            raise UserError(
+                "data.mask is member, but no sample has a mask: put KEY.mask.png beside the pictures and index them "
+                "again with `python -m data_tools index`, or set data.mask=none"
+            )
 
     def _verify_remote(self, index: Index, number: int) -> None:
         url = index.location(number)

@@ -116,8 +116,8 @@ def halves() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_undone(orientation: int) -> None:
+def turned(upright: Image.Image, orientation: int, form: str = "PNG", **options: object) -> bytes:
+    """A picture that only its EXIF orientation shows upright."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -127,11 +127,16 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }
-    upright = halves()
-    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(stored, "PNG", exif=exif)
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    return encoded(stored, form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(orientation: int) -> None:
+    upright = halves()
+    data = turned(upright, orientation)
     assert (probe(data).width, probe(data).height) == (40, 20)
     assert np.array_equal(decoded(data), np.asarray(upright))
 

@@ -1,15 +1,17 @@
 """The index: written once, mapped by all, and never trusted beyond its shards."""
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_tools.indexing import index_folder
-from finetune.data.index import Index
+from finetune.data.index import VERSION, Index
 from finetune.errors import UserError
 
 
@@ -44,6 +46,18 @@ def test_a_damaged_index_is_refused(shards: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged"):
         Index.load(shards)
+
+
+def test_an_index_of_another_version_is_refused(shards: Path) -> None:
+    path = shards / "index.arrow"
+    table = pa.ipc.open_file(path).read_all()
+    metadata = json.loads(table.schema.metadata[b"longhaul"])
+    older = table.replace_schema_metadata({"longhaul": json.dumps({**metadata, "version": VERSION - 1})})
+    with pa.ipc.new_file(path, older.schema) as writer:
+        writer.write_table(older)
+    with pytest.raises(UserError, match=r"is of another version: make it with `python -m data_tools index"):
+        Index.load(shards)
+    assert np.array_equal(index_folder(shards, "auto", workers=1)[0].width, table["width"])
 
 
 def test_what_an_index_has_grown_out_of(shards: Path, make_shards: Callable[..., Path]) -> None:

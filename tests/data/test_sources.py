@@ -22,7 +22,9 @@ from finetune.data.outage import read_notes
 from finetune.data.prepare import DataSet
 from finetune.data.samples import place_of
 from finetune.data.sources import Record, Sources
+from finetune.data.spans import GAP_BYTES
 from finetune.errors import UserError
+from tests.data_tools.test_indexing import write_tar
 from tests.helpers import data_config, open_data, open_sources, read_all, sample_ids
 from tests.servers import FaultyServer, faulty_http, s3_server
 
@@ -150,6 +152,25 @@ def test_a_single_member_costs_little(server: FaultyServer, far: Sources) -> Non
     server.requests.clear()
     far.read(6, 0, whole_shard=False)  # the shard is at hand now
     assert tar_requests(server) == []
+
+
+@pytest.mark.parametrize("between", [b"", bytes(GAP_BYTES)])
+def test_masks_are_read_with_their_pictures(tmp_path: Path, between: bytes) -> None:
+    """From shards at hand and far away; a mask that lies far behind its picture takes a request of its own."""
+    members = [("a.png", png("red")), ("a.txt", b"dog"), ("gap.bin", between), ("a.mask.png", png("white"))]
+    write_tar(tmp_path / "near" / "0.tar", [*members, ("b.png", png("blue"))])
+    index_folder(tmp_path / "near", "auto", 1)
+    wanted = [(png("red"), png("white"), ("dog",)), (png("blue"), None, ())]
+
+    def read(sources: Sources, whole_shard: bool) -> list[object]:
+        return [(record.image, record.mask, record.labels.tags) for record in every(sources, whole_shard=whole_shard)]
+
+    assert read(open_sources(tmp_path / "near"), False) == wanted
+    with faulty_http(tmp_path / "near") as server:
+        far = far_sources(server.url, tmp_path)
+        assert read(far, False) == wanted
+        assert len(tar_requests(server)) == (3 if between else 2)
+        assert read(far, True) == wanted
 
 
 @pytest.mark.parametrize("whole_shard", [True, False])

@@ -91,6 +91,33 @@ def test_categories_names_and_kohya_s_repeats_stay(tmp_path: Path) -> None:
     )
 
 
+def test_masks_are_packed_with_their_pictures(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    masks = {"whole": (60, 40), "half": (30, 20), "broken": (60, 40), "aspect": (40, 60)}
+    for colour, (name, size) in enumerate(masks.items()):
+        Image.new("RGB", (60, 40), (colour, 0, 0)).save(pictures / f"{name}.png")
+        Image.new("L", size, 9).save(pictures / f"{name}.mask.png")
+    Image.new("RGB", (60, 40)).save(pictures / "without.jpg")
+    cut = (pictures / "broken.mask.png").read_bytes()[:-30]
+    (pictures / "broken.mask.png").write_bytes(cut)
+    index, refused = pack(pictures, tmp_path / "out")
+    assert {(r.key, r.reason.split(",")[0]) for r in refused} == {
+        ("aspect.png", "mask: 40×60 pixels"),
+        ("broken.png", "mask: OSError: image file is truncated"),
+    }
+    packed = {record.labels.source: record.mask for record in read_all(tmp_path / "out")}
+    kept = {f"{name}.png": (pictures / f"{name}.mask.png").read_bytes() for name in ("whole", "half")}
+    assert packed == {**kept, "without.jpg": None}
+    urls = [str(tmp_path / "out" / shard.name) for shard in index.shards]
+    members = [set(sample) for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert sum("mask.png" in names for names in members) == 2
+
+    (pictures / "half.mask.png").unlink()
+    pack(pictures, tmp_path / "out")
+    assert [record.mask for record in read_all(tmp_path / "out")].count(None) == 2
+
+
 def test_webdataset_reads_what_was_written(pictures: Path, tmp_path: Path) -> None:
     index, _ = pack(pictures, tmp_path / "out")
     urls = [str(tmp_path / "out" / shard.name) for shard in index.shards]
@@ -147,6 +174,7 @@ def test_the_command_sums_up(pictures: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["build", str(pictures), str(out), "--workers", "1", "--shard-mib", "1"])
     assert done.exit_code == 0, done.output
     assert "24 samples" in done.output
+    assert "12 with tags, 6 with a caption, 0 with a mask" in " ".join(done.output.split())
     assert "4 refused" in done.output
     refused = [json.loads(line) for line in (out / "refused.jsonl").read_text().splitlines()]
     assert {r["key"] for r in refused} == {"broken.png", "cut.png", "bad_json.png", "phone.HEIC"}

@@ -77,7 +77,7 @@ def test_the_model_has_sd15_s_shape(tiny_model: Path) -> None:
     unet = components.unet.config
     assert unet.down_block_types == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert unet.up_block_types == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
-    assert unet.cross_attention_dim == components.text_encoder.config.hidden_size
+    assert unet.cross_attention_dim == components.prompt_encoder.encoders[0].config.hidden_size
 
 
 def test_the_vae_learns_to_reconstruct_and_its_latents_are_scaled_to_one() -> None:

@@ -72,6 +72,18 @@ def test_the_key_ends_at_the_first_dot_of_the_name(tmp_path: Path) -> None:
     assert index.numbers("text_size").tolist() == [0, 0]
 
 
+def test_masks_are_members_and_no_pictures(tmp_path: Path) -> None:
+    """Before their picture or behind it; what they show is looked at when they are used."""
+    members = [("a.MASK.png", picture(7)), ("a.jpg", picture(1)), ("b.png", picture(2)), ("c.mask.png", picture(3))]
+    write_tar(tmp_path / "a.tar", [*members, ("b.mask.png", b"junk"), ("d.png", picture(4)), ("d.mask.jpg", b"")])
+    index, refused = index_folder(tmp_path, "auto", workers=1)
+    assert keys(index) == ["a", "b", "d"]
+    assert refused == [("a.tar: c", "no picture")]
+    assert index.numbers("mask_size").tolist() == [len(picture(7)), len(b"junk"), 0]
+    assert [record.mask for record in read_all(tmp_path)] == [picture(7), b"junk", None]
+    assert index.sizes().tolist() == [len(picture(1) + picture(7)), len(picture(2)) + 4, len(picture(4))]
+
+
 def test_what_cannot_be_used_is_named_and_the_rest_is_indexed(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "a.tar",

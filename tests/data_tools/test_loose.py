@@ -78,6 +78,25 @@ def test_pictures_of_one_stem_share_their_side_file(tmp_path: Path) -> None:
     assert labels_by_key(tmp_path) == {"a.png": Labels(("dog",)), "a.JPG": Labels(("dog",))}
 
 
+def test_a_mask_is_no_picture_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "v1.0 a.jpg", 1)
+    put(tmp_path / "b.png", 2)
+    put(tmp_path / "v1.0 a.mask.png", 7)
+    # Neither one whose picture is gone, nor one in a format that masks cannot have.
+    put(tmp_path / "gone.mask.png", 8)
+    put(tmp_path / "b.mask.jpg", 9)
+    index, refused = index_tree(tmp_path, tmp_path, "auto", workers=1)
+    assert (sorted(keys(index)), refused) == (["b.png", "v1.0 a.jpg"], [])
+    masks = dict(zip(keys(index), [record.mask for record in read_all(tmp_path)], strict=True))
+    assert masks == {"b.png": None, "v1.0 a.jpg": picture(7)}
+    put(tmp_path / "b.mask.png", 100)
+    again, _ = index_tree(tmp_path, tmp_path, "auto", workers=1)
+    assert again.numbers("mask_size").all()
+    (tmp_path / "b.mask.png").unlink()
+    with pytest.raises(UserError, match="does not match"):
+        verify_index(again, workers=1)
+
+
 def test_what_is_hidden_is_passed_over_and_folders_that_are_linked_are_not(tmp_path: Path) -> None:
     tree = tmp_path / ".cache" / "tree"
     for name in ("a.png", ".hidden.png", "._a.png", ".thumbnails/a.png", ".index/a.png"):

@@ -1,15 +1,19 @@
 """`python -m data_tools preview`."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from data_tools.__main__ import app
+from data_tools.indexing import index_folder
 from finetune.errors import UserError
-from tests.data_tools.preview.conftest import arguments, write_shard
+from tests.data_tools.preview.conftest import arguments, noise, write_shard
+from tests.data_tools.test_indexing import write_tar
 
 BRACKETS = [{"tags": ["[bold]", "dog"], "caption": "a [red]dog[/red] :smile:"}]
 
@@ -40,6 +44,18 @@ def test_the_terminal_shows_labels_to_the_letter(tmp_path: Path, tiny_model: Pat
     assert "[bold], dog" in told
     assert "a [red]dog[/red] :smile:" in told
     assert "implied by dog" in " ".join(told.split())
+
+
+def test_the_share_that_counts_is_told(tmp_path: Path, tiny_model: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 51).save(buffer, "PNG")
+    write_tar(tmp_path / "shards" / "0.tar", [("0.png", noise(0, (64, 64))), ("0.mask.png", buffer.getvalue())])
+    index_folder(tmp_path / "shards", "auto", workers=1)
+    told = run(*arguments(tmp_path / "shards", tiny_model, "data.mask=member"), "--out", str(tmp_path / "a.html"))
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    for shown in (told, page):
+        assert "20% counts, the rest is grey" in shown
+    assert "a picture beside it says what counts" in page
 
 
 def test_long_lists_are_cut(tmp_path: Path, tiny_model: Path) -> None:

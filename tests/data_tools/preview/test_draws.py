@@ -1,11 +1,13 @@
 """What a preview shows is what training does."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_tools.indexing import index_folder
 from data_tools.loose import index_tree
@@ -50,6 +52,29 @@ def test_prompts_and_crops_are_those_that_are_trained(opened: Open) -> None:
             assert sample.size_and_crop[2:] == (drawn.crop.top, left, drawn.crop.height, drawn.crop.width)
         assert shown.bucket == learned(shown).picture.size
         assert np.array_equal(np.asarray(learned(shown).picture), loaded[shown.sample, 0].pixels)
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_what_does_not_count_is_grey(tmp_path: Path, look: Look, flip: int) -> None:
+    left = Image.new("L", (96, 96))
+    left.paste(255, (0, 0, 48, 96))
+    buffer = io.BytesIO()
+    left.save(buffer, "PNG")
+    members = [(f"{i}.png", noise(i, (96, 96))) for i in range(2)]
+    write_tar(tmp_path / "masked" / "0.tar", [*members, ("0.mask.png", buffer.getvalue())])
+    index_folder(tmp_path / "masked", "auto", workers=1)
+    settings = (f"data.flip={flip}", "data.buckets.resolution_px=96")
+    plain = look(tmp_path / "masked", *settings, draws=1).samples
+    first, second = look(tmp_path / "masked", *settings, "data.mask=member", draws=1).samples
+    assert (learned(first).counts, learned(second).counts) == (0.5, None)
+    assert learned(plain[0]).counts is None
+    before, after = (np.asarray(learned(shown).picture).astype(int) for shown in (plain[0], first))
+    kept, gone = (slice(48, None), slice(48)) if flip else (slice(48), slice(48, None))
+    assert np.array_equal(after[:, kept], before[:, kept])
+    # Three quarters of the way from any colour to grey, and of no colour.
+    assert np.abs(after[:, gone] - 128).max() <= 32
+    assert np.ptp(after[:, gone], axis=2).max() == 0
+    assert np.array_equal(np.asarray(learned(second).picture), np.asarray(learned(plain[1]).picture))
 
 
 def test_a_draw_has_the_step_with_which_its_epoch_begins(opened: Open) -> None:

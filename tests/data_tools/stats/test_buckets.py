@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_tools.indexing import index_folder
+from data_tools.stats.bucket_tables import bucket_tables
 from data_tools.stats.buckets import Stats, collect
 from data_tools.stats.sources import open_sources
 from finetune.recipes import read_recipe
@@ -103,6 +104,17 @@ def test_a_rare_bucket_that_none_can_take(tmp_path: Path) -> None:
     settings = ("train.micro_batch=2", "train.global_batch=2", "data.buckets.no_upscale=true")
     stats = figures(recipe(f"data.shards={tmp_path}", *settings))
     assert stats.left_out == {"in a rare bucket, and too small for those that are kept": 1}
+
+
+def test_samples_with_masks_are_counted(tmp_path: Path) -> None:
+    members = [(f"{i}.png", picture(i, (64, 64))) for i in range(4)]
+    write_tar(tmp_path / "a.tar", [*members, ("1.mask.png", picture(9)), ("3.mask.png", picture(9))])
+    index_folder(tmp_path, "auto", workers=1)
+    (tmp_path / "exclude.txt").write_text("3\n")
+    stats = figures(recipe(f"data.shards={tmp_path}", f"data.exclude={tmp_path}/exclude.txt"))
+    assert [(s.samples, s.with_mask) for s in stats.sources] == [(3, 1)]
+    (sources, *_) = bucket_tables(stats)
+    assert list(sources.columns[[c.header for c in sources.columns].index("mask")].cells) == ["33.3%"]
 
 
 def test_sources_with_repeats_and_an_overlay_s_labels(odd_shards: Path) -> None:
