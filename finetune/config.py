@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from finetune.checkpoint.config import CheckpointConfig
 from finetune.checks import check_choice
 from finetune.data.config import DataConfig
 from finetune.data.prompts.config import CaptionsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
+from finetune.data.shapes import PlanSettings
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig
-from finetune.optim.config import OptimConfig
-from finetune.phases import PhaseConfig
+from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
+from finetune.overrides import overridden
+from finetune.phases import Phase, PhaseConfig, shapes, unfold
 from finetune.redact import redacted
 from finetune.strategy import StrategyConfig
 
@@ -68,12 +69,13 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     train: BatchConfig = field(default_factory=BatchConfig)
     phases: list[PhaseConfig] = field(default_factory=list)
-    """What the run consists of, in order."""
+    """What the run consists of, in order: where each phase ends, and what it changes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -82,7 +84,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.phases:
-            raise UserError("phases is empty: give the run a length, for instance phases=[{epochs: 10}]")
+            raise UserError("phases is empty: give the run a length, for instance phases=[{until: 10 epochs}]")
         check_choice("resume", self.resume, RESUME)
 
     @property
@@ -105,20 +107,14 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-def accumulation(config: Config, world: int) -> int:
-    """Micro-batches that every one of `world` ranks trains per optimizer step.
+def phases(config: Config) -> list[Phase]:
+    """The phases of a recipe, each with all that holds in it. Raises UserError where one changes what it must not."""
+    return unfold(config.phases, config.optim, config.data.buckets, config.train.micro_batch)
 
-    Raises:
-        UserError: the step cannot be shared evenly; the message names the world sizes that can.
-    """
-    per_step = config.train.global_batch // config.train.micro_batch
-    if per_step % world:
-        fitting = ", ".join(str(n) for n in range(1, per_step + 1) if per_step % n == 0)
-        raise UserError(
-            f"a global batch of {config.train.global_batch} in micro-batches of {config.train.micro_batch} cannot be "
-            f"shared by {world} processes: start one of {fitting}"
-        )
-    return per_step // world
+
+def plan_settings(config: Config) -> PlanSettings:
+    """What the plan is a function of beside the data."""
+    return PlanSettings(shapes(phases(config)), config.train.global_batch, config.run.seed)
 
 
 def check(config: Config, world: int) -> None:
@@ -127,15 +123,41 @@ def check(config: Config, world: int) -> None:
     Raises:
         UserError: they do not fit together.
     """
-    accumulation(config, world)
-    policies(config)
-    buckets, samples = config.data.buckets, config.monitor.samples
     if world > 1 and config.strategy.name == "single":
         raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
-    if samples.every_steps and samples.prompts and max(samples.width_px, samples.height_px) > 2 * buckets.max_side_px:
+    policies(config)
+    unfolded = phases(config)
+    for phase in unfolded:
+        _check_shared(config.train.global_batch, phase.micro_batch, world)
+        _check_sharded(phase.optim.name, config.strategy.name)
+    samples, longest = config.monitor.samples, max(phase.buckets.max_side_px for phase in unfolded)
+    if samples.every_steps and samples.prompts and max(samples.width_px, samples.height_px) > 2 * longest:
         raise UserError(
             f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side "
-            f"that is trained ({buckets.max_side_px} px): lower monitor.samples.width_px and height_px"
+            f"that is trained ({longest} px): lower monitor.samples.width_px and height_px"
+        )
+
+
+def _check_shared(global_batch: int, micro_batch: int, world: int) -> None:
+    if micro_batch < 1 or global_batch % micro_batch:
+        raise UserError(
+            f"a phase's micro_batch is {micro_batch}: use a number above 0 of which train.global_batch ({global_batch}) "
+            "is a multiple"
+        )
+    per_step = global_batch // micro_batch
+    if per_step % world:
+        fitting = ", ".join(str(n) for n in range(1, per_step + 1) if per_step % n == 0)
+        raise UserError(
+            f"a global batch of {global_batch} in micro-batches of {micro_batch} cannot be shared by {world} "
+            f"processes: start one of {fitting}"
+        )
+
+
+def _check_sharded(optimizer: str, strategy: str) -> None:
+    if strategy != "single" and optimizer in UNSHARDABLE:
+        raise UserError(
+            f"optim.name={optimizer} cannot train under strategy={strategy}: {UNSHARDABLE[optimizer]}; use "
+            "strategy=single or another optimizer"
         )
 
 
@@ -148,14 +170,7 @@ def policies(config: Config) -> list[Policy]:
     """
     found = []
     for name, source in config.data.all_sources.items():
-        try:
-            captions = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.captions), source.captions))
-        except OmegaConfBaseException as error:
-            at = f"data.sources.{name}.captions.{error.full_key}" if error.full_key else f"data.sources.{name}.captions"
-            raise UserError(f"{at}: {str(error).splitlines()[0]}; it takes the settings of captions") from error
-        except UserError as error:
-            raise UserError(f"data.sources.{name}: {error}") from error
-        assert isinstance(captions, CaptionsConfig)
+        captions = overridden(config.captions, source.captions, f"data.sources.{name}.captions", "captions")
         found.append(Policy(Prompter(captions, config.run.seed), source.loss_weight))
     return found
 

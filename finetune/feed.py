@@ -11,11 +11,13 @@ from finetune.data.config import DataConfig
 from finetune.data.journal import Journal
 from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, open_loader
 from finetune.data.plan import PLAN_VERSION
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.preparer import Preparer
 from finetune.data.prompts.forms import average_mix
 from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy, checked_limit
+from finetune.data.shapes import PlanSettings
+from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 
 KEPT, NOTES = "data", "waiting"
@@ -60,7 +62,6 @@ class Feed:
         self._ranks = ranks
         self._policies = policies
         self._dataset = self._opened()
-        self.identity = plan_identity(data, settings)
 
     def begin(self, saved: Mapping[str, Any] | None, step: int) -> None:
         """Take up the data at a step, and check that it can be read.
@@ -76,7 +77,14 @@ class Feed:
             self._decided(lambda: dataset.went_on(Journal.from_plain(saved), step) if saved else dataset.began())
         )
         self.sources.verify()
+        if self._data.mask == "member":
+            self.sources.check_masks()
         check_cache(self.plan, self.sources, self._data.cache.windows_ahead, self._data.cache.size_gib)
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """All that the plan's first `step` steps are a function of beside the journal, by the settings' names; a run
+        can only go on while it is unchanged."""
+        return plan_identity(self._data, self._settings, self.plan.settled(step))
 
     def check_prompts(self, tokenizer: Tokenizer) -> None:
         """Raise UserError where what a policy puts around every prompt is longer than a prompt may be."""
@@ -121,25 +129,32 @@ class Feed:
         self._dataset = self._at_border()
         self._adopt(journal)
 
-    @contextmanager
-    def batches(
-        self, steps: range, tokenizer: Tokenizer, latents: LatentShape, *, timesteps: int, pin: bool
-    ) -> Iterator["Batches"]:
-        """This rank's micro-batches of some steps."""
-        data, seed = self._data, self._settings.seed
-        preparer = Preparer(self.plan, self.sources, data, self._policies, self._limit(tokenizer), seed)
-        dataset = MicroBatches(
+    def micro_batches(
+        self, steps: range, tokenizer: Tokenizer, latents: LatentShape, diffusion: DiffusionConfig
+    ) -> MicroBatches:
+        """What prepares this rank's micro-batches of some steps."""
+        seed = self._settings.seed
+        preparer = Preparer(self.plan, self.sources, self._data, self._policies, self._limit(tokenizer), seed)
+        return MicroBatches(
             self.plan,
             self.journal,
             preparer,
             tokenizer,
             latents,
-            timesteps=timesteps,
+            diffusion=diffusion,
             seed=seed,
             steps=steps,
             rank=self._ranks.rank,
             world=self._ranks.world,
         )
+
+    @contextmanager
+    def batches(
+        self, steps: range, tokenizer: Tokenizer, latents: LatentShape, *, diffusion: DiffusionConfig, pin: bool
+    ) -> Iterator["Batches"]:
+        """This rank's micro-batches of some steps, all of one phase."""
+        data = self._data
+        dataset = self.micro_batches(steps, tokenizer, latents, diffusion)
         # Worker processes are forked before any thread is started.
         loader = open_loader(dataset, data, pin)
         windows = data.cache.windows_ahead if is_first_on_machine() else -1
@@ -188,15 +203,18 @@ class Batches:
         return next(self._batches)
 
 
-def plan_identity(data: DataConfig, settings: PlanSettings) -> dict[str, Any]:
-    """All that the plan is a function of beside the journal, by the settings' names; a run can only go on while it is
-    unchanged."""
+def plan_identity(data: DataConfig, settings: PlanSettings, settled: Sequence[int]) -> dict[str, Any]:
+    """All that the plan is a function of beside the journal, as far as shapes that begin at other epochs than those
+    `settled` do not matter yet; by the settings' names."""
+    first, *later = settings.shapes
     return {
         "plan_version": PLAN_VERSION,
         "run.seed": settings.seed,
-        "train.micro_batch": settings.micro_batch,
         "train.global_batch": settings.global_batch,
+        "train.micro_batch": first.micro_batch,
+        "data.buckets": asdict(first.buckets),
+        "phases that change the data's shape": [asdict(shape) for shape in later if shape.epoch in settled],
         "data.window_shards": data.window_shards,
-        "data.buckets": asdict(data.buckets),
+        "data.held_out": data.held_out,
         "data.sources and their repeats": [[name, source.repeats] for name, source in data.all_sources.items()],
     }

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config import Config, policies
+from finetune.config import Config, plan_settings, policies
 from finetune.data.journal import Journal
 from finetune.data.plan import Plan
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.preparer import Preparer
 from finetune.data.prompts.prompter import Policy, checked_limit
 from finetune.data.sources import Sources
-from finetune.model.text import PromptTokenizer, load_tokenizer
+from finetune.model.text import PromptTokenizer, load_tokenizers
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ def open_recipe(config: Config, kept: Path, journal: Journal | None = None) -> O
         UserError: something in the recipe, the data or the model's tokenizer has to be mended first.
     """
     drawn = policies(config)
-    tokenizer = PromptTokenizer(load_tokenizer(config.model), config.model.max_tokens)
+    tokenizer = PromptTokenizer(load_tokenizers(config.model), config.model.max_tokens)
     limit = checked_limit(drawn, tokenizer.count, tokenizer.max_tokens)
-    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
-    dataset = DataSet(config.data, settings, kept)
+    dataset = DataSet(config.data, plan_settings(config), kept)
     journal = journal or dataset.began()
     plan, sources = dataset.plan(journal), dataset.sources(journal)
     preparer = Preparer(plan, sources, config.data, drawn, limit, config.run.seed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from finetune.errors import UserError
 
 STRATEGIES = ("single", "zero1", "zero2")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass
@@ -15,7 +15,7 @@ class StrategyConfig:
     name: str = "zero2"
     """single, zero1 (optimizer state sharded) or zero2 (gradients too)."""
     precision: str = "bf16"
-    """fp32, or bf16: autocast over fp32 weights."""
+    """fp32, or autocast over fp32 weights: bf16, or fp16 with dynamic loss scaling for GPUs without bf16."""
     timeout_s: int = 1800
     """How long a rank waits for the others before the run is given up."""
     threads: int = 0

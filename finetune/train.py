@@ -11,22 +11,23 @@ from torch import Tensor
 from finetune.checkpoint.export import build_pipeline, export
 from finetune.checkpoint.resume import check_identity, package_versions
 from finetune.checkpoint.store import Checkpoint, CheckpointStore
-from finetune.config import Config, policies, resolved
+from finetune.config import Config, phases, plan_settings, policies, resolved
 from finetune.data.loader import LatentShape
-from finetune.data.prepare import PlanSettings
 from finetune.data.preparer import BadSample
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
+from finetune.engine import Engine
 from finetune.errors import UserError
 from finetune.feed import Batches, Feed
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
-from finetune.model.text import PromptTokenizer, load_tokenizer
+from finetune.model.text import PromptTokenizer, load_tokenizers
 from finetune.monitor.samples import sample_grid
 from finetune.monitor.watch import Watch
-from finetune.optim.optimizers import build_optimizer
-from finetune.phases import Phases, trains_text_encoder
+from finetune.optim.optimizers import check_optimizer
+from finetune.phases import Phase, Phases
 from finetune.step import TrainingStep, trial_batch
+from finetune.validation import choose, validate
 
 
 def train(config: Config) -> None:
@@ -37,8 +38,7 @@ def train(config: Config) -> None:
     """
     run = Run(config)
     try:
-        run.trial()
-        start = run.resume()
+        start = run.begin()
         with run.watch(start) as watch:
             run.fit(start, watch)
             run.finish(watch)
@@ -51,59 +51,67 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        batch = config.train
-        self.distributed = Distributed(
-            config.strategy,
-            micro_batch=batch.micro_batch,
-            global_batch=batch.global_batch,
-            max_grad_norm=config.optim.max_grad_norm,
-        )
+        self.distributed = Distributed(config.strategy)
         self.damaged: list[str] = []
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
-        settings = PlanSettings(batch.micro_batch, batch.global_batch, config.run.seed)
-        self.feed = Feed(config.data, policies(config), settings, config.run_folder, self.distributed)
+        self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, self.distributed)
         self.checkpoint = self.find_checkpoint()
-        saved, done = (self.checkpoint.meta["journal"], self.checkpoint.step) if self.checkpoint else (None, 0)
-        self.feed.begin(saved, done)
-        self.phases = Phases(config.phases, config.optim, self.feed.plan)
+        unfolded = phases(config)
+        self.phases = Phases(unfolded, self.feed.plan)
+        for phase in unfolded:
+            check_optimizer(phase.optim)
 
-        self.tokenizer = PromptTokenizer(load_tokenizer(config.model), config.model.max_tokens)
+        tokenizers = load_tokenizers(config.model)
+        self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
         self.feed.check_prompts(self.tokenizer)
-        self.components = load_components(config.model)
-        self.latents = LatentShape(self.components.latent_channels, self.components.vae_factor)
-        trains_text = trains_text_encoder(config.phases, config.optim)
-        trainee = Trainee(self.components, config.model.clip_skip, trains_text)
-        groups = trainee.parameter_groups()
-        self.groups = list(groups)
-        wrapped = self.distributed.prepare(trainee, build_optimizer(config.optim, groups.values()))
-        vae = self.components.vae.to(self.distributed.device).eval().requires_grad_(False)
-        objective = Objective(config.diffusion).to(self.distributed.device)
-        self.step = TrainingStep(wrapped, vae, objective, self.distributed.autocast())
-        self.pipeline = build_pipeline(
-            trainee.unet, vae, trainee.text_encoder, self.components.tokenizer, config.diffusion
+        components = load_components(config.model)
+        self.latents = LatentShape(components.latent_channels, components.vae_factor)
+        self.trainee = Trainee(components)
+        self.prompt_encoder = components.prompt_encoder
+        self.engine = Engine(
+            self.trainee, unfolded, self.distributed, config.ema, global_batch=config.train.global_batch
         )
+        self.vae = components.vae.to(self.distributed.device).eval().requires_grad_(False)
+        self.objective = Objective(config.diffusion).to(self.distributed.device)
+        self.pipeline = build_pipeline(components, config.diffusion)
 
     def find_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint of the run. Raises UserError where the run may not go on from it."""
+        """The newest whole checkpoint of the run, whose data the feed takes up. Raises UserError where the run may not
+        go on from it."""
         checkpoint = self.store.newest(self.damaged.append)
         if checkpoint is None:
+            self.feed.begin(None, 0)
             return None
         if self.config.resume == "never":
             raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-        check_identity(checkpoint, self.feed.identity)
+        self.feed.begin(checkpoint.meta["journal"], checkpoint.step)
+        check_identity(checkpoint, self.feed.identity(checkpoint.step))
         return checkpoint
 
-    def trial(self) -> None:
-        """Take a step of the largest bucket and the longest prompt at rate 0 and forget it, so that memory runs out in
-        the first minute or never. Raises UserError where it does, or where the model gives no finite loss."""
-        plan = self.feed.plan
-        width, height = max((plan.sizes[bucket] for bucket in plan.buckets), key=lambda size: size.prod())
-        micro_batch = self.config.train.micro_batch
-        batch = trial_batch(self.tokenizer.longest(micro_batch), int(width), int(height), self.latents)
+    def begin(self) -> int:
+        """Build what trains first, try it out, and load the checkpoint that was found; the steps that it has done."""
+        start = self.checkpoint.step if self.checkpoint else 0
+        self.build(self.phases.at(start))
+        self.trial(start)
+        if self.checkpoint:
+            self.distributed.load_state(self.checkpoint.read, self.checkpoint.world)
+        return start
+
+    def build(self, phase: Phase) -> None:
+        """Make the optimizer of a phase and wrap the model for it."""
+        wrapped = self.engine.build(phase)
+        self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+
+    def trial(self, start: int) -> None:
+        """Take a step of the most pixels that any phase from here on has, with the longest prompt, at rate 0, and
+        forget it, so that memory runs out in the first minute or never. Raises UserError where it does, or where the
+        model gives no finite loss."""
+        micro_batch, width, height = self.feed.plan.largest(start)
+        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
             loss = self.step.loss(batch.to(self.distributed.device))
             self.distributed.backward(loss, last=True)
-            self.distributed.step([0.0] * len(self.groups))
+            self.distributed.step([0.0] * len(self.engine.groups))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"a micro-batch of {micro_batch} pictures of {width}×{height} px with the longest prompt does not fit "
@@ -113,13 +121,6 @@ class Run:
         self.distributed.discard_optimizer_state()
         if not torch.isfinite(loss):
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
-
-    def resume(self) -> int:
-        """Load the checkpoint that was found; the number of steps that it has done."""
-        if self.checkpoint is None:
-            return 0
-        self.distributed.load_state(self.checkpoint.read, self.checkpoint.world)
-        return self.checkpoint.step
 
     def watch(self, start: int) -> Watch | nullcontext[None]:
         """What watches the run; nothing on ranks other than the first."""
@@ -140,18 +141,23 @@ class Run:
         for source, forms in self.feed.forms(self.feed.plan.epoch_of_step(start)).items():
             watch.event("prompts", source=source, **forms)
             watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
+        if advice := self.objective.neglect:
+            watch.event("objective", advice=advice)
+            watch.say(f"loss     {advice}")
         for sentence in self.damaged:
             watch.event("damaged checkpoint", reason=sentence)
             watch.say(f"passed over a damaged checkpoint: {sentence}")
         return watch
 
     def fit(self, start: int, watch: Watch | None) -> None:
-        """Train from step `start` to the last, stretch by stretch: at the borders between them the data may change."""
+        """Train from step `start` to the last, stretch by stretch: at the borders between them the data or the phase
+        may change."""
         bad: list[BadSample] = []
         if start == 0:
-            self.sample(0, watch)
+            self.look(0, watch)
         while start < (total := self.phases.total_steps):
-            stretch = range(start, min(self.feed.border(start) or total, total))
+            phase_end = self.phases.span(self.phases.number(start)).stop
+            stretch = range(start, min(self.feed.border(start) or total, phase_end))
             with self.batches(stretch) as batches:
                 for step in stretch:
                     batches.reached(step)
@@ -160,13 +166,14 @@ class Run:
             if start < total:
                 self.flush(bad, watch)
                 self.renew(start, watch)
+                self.enter(start, watch)
 
     def train_step(self, step: int, batches: Batches, bad: list[BadSample], watch: Watch | None) -> None:
         """Train a step counted from 0, and do what is due after it."""
         began = time.perf_counter()
         loss, waited_s = self.accumulate(batches, bad)
-        rates = self.phases.rates(step)
-        grad_norm = self.distributed.step([rates[group] for group in self.groups])
+        rates = self.engine.rates(self.phases.at(step), step, self.phases.total_steps)
+        grad_norm = self.distributed.step(list(rates.values()))
         done, total = step + 1, self.phases.total_steps
         if watch:
             values = self.metrics(step, loss, grad_norm, rates)
@@ -177,9 +184,7 @@ class Run:
             self.flush(bad, watch)
         if saves:
             self.save(done, watch)
-        every = self.config.monitor.samples.every_steps
-        if every and (done % every == 0 or done == total):
-            self.sample(done, watch)
+        self.look(done, watch)
 
     def batches(self, steps: range) -> AbstractContextManager[Batches]:
         """This rank's micro-batches of some steps."""
@@ -187,7 +192,7 @@ class Run:
             steps,
             self.tokenizer,
             self.latents,
-            timesteps=self.config.diffusion.timesteps,
+            diffusion=self.config.diffusion,
             pin=self.distributed.device.type == "cuda",
         )
 
@@ -202,9 +207,20 @@ class Run:
         if journal is None:
             return
         self.feed.renew(journal)
-        self.phases = Phases(self.config.phases, self.config.optim, self.feed.plan)
+        self.phases = Phases(phases(self.config), self.feed.plan)
         if watch:
             watch.data_changed(step, self.feed.journal, self.phases.total_steps)
+
+    def enter(self, step: int, watch: Watch | None) -> None:
+        """Go over to the phase of a step. What it can't train with as it is, is built anew from a checkpoint, as it
+        would be if the run had been killed here."""
+        phase, number = self.phases.at(step), self.phases.number(step)
+        if watch and step == self.phases.span(number).start:
+            watch.phase_began(step, number)
+        if not self.engine.fits(phase):
+            checkpoint = self.save(step, watch)
+            self.build(phase)
+            self.distributed.load_state(checkpoint.read, checkpoint.world)
 
     def accumulate(self, batches: Batches, bad: list[BadSample]) -> tuple[Tensor, float]:
         """Add up one step's gradients. Returns its mean loss over all ranks, on the device, and the seconds that were
@@ -229,7 +245,7 @@ class Run:
             "epoch": self.feed.plan.epoch(done),
             "loss": loss,
             "grad_norm": grad_norm,
-            "lr": {group: rates[group] for group in self.groups},
+            "lr": rates,
             "phase": self.phases.number(step),
         }
 
@@ -240,25 +256,52 @@ class Run:
             watch.flush(chain.from_iterable(gathered))
         bad.clear()
 
-    def save(self, done: int, watch: Watch | None) -> None:
-        """Save a checkpoint after `done` steps."""
-        journal = self.feed.journal.to_plain()
-        meta = {"identity": self.feed.identity, "journal": journal, "packages": package_versions()}
-        checkpoint = self.store.save(done, self.distributed.state(), meta)
-        if watch:
-            watch.saved(done, checkpoint)
+    def save(self, done: int, watch: Watch | None) -> Checkpoint:
+        """Save a checkpoint after `done` steps, unless that has been done; the newest one."""
+        if self.checkpoint is None or self.checkpoint.step != done:
+            journal = self.feed.journal.to_plain()
+            meta = {"identity": self.feed.identity(done), "journal": journal, "packages": package_versions()}
+            self.checkpoint = self.store.save(done, self.distributed.state(), meta)
+            if watch:
+                watch.saved(done, self.checkpoint.folder)
+        return self.checkpoint
 
-    def sample(self, done: int, watch: Watch | None) -> None:
-        """Draw the recipe's prompts with the model as it is; the other ranks wait at their next collective."""
-        samples = self.config.monitor.samples
-        if watch and samples.every_steps and samples.prompts:
-            clip_skip, autocast = self.config.model.clip_skip, self.distributed.autocast()
-            watch.grid(done, sample_grid(self.pipeline, self.tokenizer, clip_skip, samples, autocast))
+    def look(self, done: int, watch: Watch | None) -> None:
+        """Validate and draw samples where that is due after `done` steps."""
+        last = done == self.phases.total_steps
+        samples, validation = self.config.monitor.samples, self.config.monitor.validation
+        validates = self.config.data.held_out and due(done, validation.every_steps, last=last)
+        draws = samples.prompts and due(done, samples.every_steps, last=last)
+        if not (validates or draws):
+            return
+        with self.distributed.evaluation_weights():
+            if validates:
+                self.validate(done, watch)
+            if watch and draws:  # the other ranks wait at their next collective
+                autocast = self.distributed.autocast()
+                watch.grid(done, sample_grid(self.pipeline, self.tokenizer, self.prompt_encoder, samples, autocast))
+
+    def validate(self, done: int, watch: Watch | None) -> None:
+        """Take the loss on the samples that are held out."""
+        began = time.perf_counter()
+        step = TrainingStep(self.trainee, self.vae, self.objective, self.distributed.autocast())
+        epoch, count = self.feed.plan.epoch_of_step(done), self.config.monitor.validation.samples
+        batches = self.feed.micro_batches(range(0), self.tokenizer, self.latents, self.config.diffusion)
+        chosen = choose(self.feed.plan, self.feed.sources, epoch, count, self.config.diffusion.timesteps)
+        found = validate(chosen, batches, step.errors, self.distributed)
+        if watch:
+            watch.validated(done, {**found, "seconds": time.perf_counter() - began})
 
     def finish(self, watch: Watch | None) -> None:
         """Export the model and draw the curves."""
-        if watch:
-            folder = watch.folder / "export"
-            export(self.pipeline, folder, model=self.config.model, steps=self.phases.total_steps)
-            watch.say(f"curves   {watch.curves()}\nsamples  {watch.folder / 'samples'}\nmodel    {folder}")
+        with self.distributed.evaluation_weights():
+            if watch:
+                folder = watch.folder / "export"
+                export(self.pipeline, folder, model=self.config.model, steps=self.phases.total_steps)
+                watch.say(f"curves   {watch.curves()}\nsamples  {watch.folder / 'samples'}\nmodel    {folder}")
         self.distributed.barrier()
+
+
+def due(done: int, every_steps: int, *, last: bool) -> bool:
+    """Whether what is done every so many steps, at the start and at the end, is due; 0 is never."""
+    return bool(every_steps) and (done % every_steps == 0 or last)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_tools.build import build
 from data_tools.demo.tiny_model import TinySizes, save_tiny_model, train_tokenizer
+from tests.twins import save_sd2, save_sd15, save_sdxl
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TINY = TinySizes(unet=(8, 8, 16, 16), vae=(4, 4, 8, 8), text=16, text_layers=3)
@@ -63,3 +64,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [f"picture number {i}, tag {i}" for i in range(100)]
     save_tiny_model(folder / "model", train_tokenizer(texts, folder / "tokenizer"), TINY)
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of SD1.5's exact shape, thin."""
+    folder = tmp_path_factory.mktemp("sd15")
+    save_sd15(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of SD2.1-v's exact shape, thin."""
+    folder = tmp_path_factory.mktemp("sd2")
+    save_sd2(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of SDXL's exact shape, thin."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    save_sdxl(folder)
+    return folder
+
+
+@pytest.fixture(params=["tiny_sd15", "tiny_sd2", "tiny_sdxl"])
+def twin(request: pytest.FixtureRequest) -> Path:
+    """Each family's tiny twin in turn."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder

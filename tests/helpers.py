@@ -7,8 +7,9 @@ import numpy as np
 from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
 from finetune.data.index import Index
 from finetune.data.plan import MicroBatch
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.prompts.length import TokenLimit
+from finetune.data.shapes import PlanSettings, Shape
 from finetune.data.sources import Record, Sources
 
 SMALL = BucketsConfig(resolution_px=64, max_side_px=96, step_px=16)
@@ -20,9 +21,9 @@ class Letters:
     max_tokens = 75
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
-        """The letters of prompts: int64 [prompts, 1, 77]."""
+        """The letters of prompts: int64 [prompts, 1, 1, 77]."""
         rows = [[ord(c) for c in p.ljust(77)[:77]] for p in prompts]
-        return np.array(rows, dtype=np.int64)[:, None]
+        return np.array(rows, dtype=np.int64)[:, None, None]
 
     def count(self, text: str) -> int:
         """Every word is a token."""
@@ -38,9 +39,14 @@ def data_config(shards: Path | str, **settings: object) -> DataConfig:
     return DataConfig(shards=str(shards), **given)  # type: ignore[arg-type]
 
 
+def plan_settings(config: DataConfig, seed: int) -> PlanSettings:
+    """Micro-batches of 4 and steps of 16."""
+    return PlanSettings((Shape(0, config.buckets, 4),), global_batch=16, seed=seed)
+
+
 def open_data(config: DataConfig, kept: Path, *, seed: int = 5, notes: Path | None = None) -> DataSet:
     """A data set in micro-batches of 4 and steps of 16."""
-    return DataSet(config, PlanSettings(micro_batch=4, global_batch=16, seed=seed), kept, notes)
+    return DataSet(config, plan_settings(config, seed), kept, notes)
 
 
 def open_sources(folder: Path) -> Sources:

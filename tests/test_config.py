@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.config import BatchConfig, Config, RunConfig, accumulation, check, resolved
+from finetune.config import BatchConfig, Config, RunConfig, check, plan_settings, resolved
 from finetune.data.config import DataConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
@@ -15,21 +15,49 @@ def config(**parts: object) -> Config:
     defaults = {
         "run": RunConfig(name="test"),
         "train": BatchConfig(micro_batch=4, global_batch=48),
-        "phases": [PhaseConfig(steps=1)],
+        "phases": [PhaseConfig("1 epochs")],
         "model": ModelConfig(path="model"),
         "data": DataConfig(shards="shards"),
     }
     return Config(**{**defaults, **parts})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("world", "expected"), [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)])
-def test_accumulation_follows_from_the_world(world: int, expected: int) -> None:
-    assert accumulation(config(), world) == expected
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_worlds_that_divide_the_step_are_allowed(world: int) -> None:
+    check(config(), world)
 
 
-def test_a_world_that_does_not_divide_the_step_is_refused_with_those_that_do() -> None:
-    with pytest.raises(UserError, match="shared by 5 processes: start one of 1, 2, 3, 4, 6, 12"):
-        accumulation(config(), 5)
+@pytest.mark.parametrize("world", [5, 24])
+def test_a_world_that_does_not_divide_the_step_is_refused_with_those_that_do(world: int) -> None:
+    with pytest.raises(UserError, match=f"shared by {world} processes: start one of 1, 2, 3, 4, 6, 12"):
+        check(config(), world)
+
+
+def test_every_phase_s_micro_batches_have_to_be_shared() -> None:
+    phases = [PhaseConfig("1 epochs"), PhaseConfig("2 epochs", micro_batch=24)]
+    with pytest.raises(UserError, match="micro-batches of 24 cannot be shared by 3 processes: start one of 1, 2"):
+        check(config(phases=phases), world=3)
+    for wrong in (0, 5):
+        with pytest.raises(UserError, match=rf"a phase's micro_batch is {wrong}: .* train\.global_batch \(48\)"):
+            check(config(phases=[PhaseConfig("1 epochs", micro_batch=wrong)]), world=1)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "prodigy", "dadapt_adam"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_what_shards_would_make_another_optimizer_is_refused_in_any_phase(optimizer: str, strategy: str) -> None:
+    rates = {"lr": 1.0, "text_encoder_lr": 1.0}
+    phases = [PhaseConfig("1 epochs"), PhaseConfig("2 epochs", {"name": optimizer, **rates})]
+    with pytest.raises(UserError, match=f"optim.name={optimizer} cannot train under strategy={strategy}: .*shard"):
+        check(config(phases=phases, strategy=StrategyConfig(name=strategy)), world=1)
+    check(config(phases=phases, strategy=StrategyConfig(name="single")), world=1)
+
+
+def test_the_plan_s_settings_are_those_of_the_phases() -> None:
+    larger = {"resolution_px": 1024, "max_side_px": 1536}
+    phases = [PhaseConfig("3 epochs"), PhaseConfig("4 epochs"), PhaseConfig("9 epochs", {}, larger, 2)]
+    settings = plan_settings(config(phases=phases))
+    assert (settings.global_batch, settings.seed) == (48, 0)
+    assert [(s.epoch, s.micro_batch, s.buckets.resolution_px) for s in settings.shapes] == [(0, 4, 512), (4, 2, 1024)]
 
 
 def test_single_is_one_process() -> None:

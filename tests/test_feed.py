@@ -10,15 +10,16 @@ from finetune.config import BatchConfig, Config, RunConfig, policies
 from finetune.data.config import DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
 from finetune.data.loader import LatentShape
-from finetune.data.prepare import PlanSettings
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
+from finetune.data.shapes import PlanSettings, Shape
+from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.feed import Feed, plan_identity
 from finetune.phases import PhaseConfig
 from tests.data.test_loader import same
 from tests.helpers import SMALL, Letters, data_config, sample_ids
 
-SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
+SETTINGS = PlanSettings((Shape(0, SMALL, 4),), global_batch=16, seed=3)
 
 
 class Alone:
@@ -31,7 +32,7 @@ class Alone:
 
 
 def recipe(data: DataConfig) -> Config:
-    return Config(run=RunConfig("test"), train=BatchConfig(4, 16), phases=[PhaseConfig(steps=1)], data=data)
+    return Config(run=RunConfig("test"), train=BatchConfig(4, 16), phases=[PhaseConfig("1 steps")], data=data)
 
 
 def open_feed(data: DataConfig, folder: Path) -> Feed:
@@ -39,7 +40,7 @@ def open_feed(data: DataConfig, folder: Path) -> Feed:
 
 
 def batches(feed: Feed, steps: range) -> list[Any]:
-    with feed.batches(steps, Letters(), LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+    with feed.batches(steps, Letters(), LatentShape(4, 8), diffusion=DiffusionConfig(), pin=False) as opened:
         return [next(opened) for _ in range(4 * len(steps))]
 
 
@@ -52,7 +53,7 @@ def test_stopping_anywhere_changes_nothing(shards: Path, tmp_path: Path, workers
     whole.begin(None, 0)
     expected = batches(whole, range(6))
     found = batches(feed, range(1))
-    with feed.batches(range(1, 6), Letters(), LatentShape(4, 8), timesteps=1000, pin=False) as opened:
+    with feed.batches(range(1, 6), Letters(), LatentShape(4, 8), diffusion=DiffusionConfig(), pin=False) as opened:
         found += [next(opened) for _ in range(4)]  # and four more are under way
     again = open_feed(data_config(shards, workers=workers, flip=0.5, random_crop=True), tmp_path / "run")
     again.begin(feed.journal.to_plain(), 2)

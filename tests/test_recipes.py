@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import Config
+from finetune.config import Config, phases
 from finetune.errors import UserError
 from finetune.recipes import compose_recipe, explain, packaged_folder, recipe_folder, recipes, split_arguments
 
@@ -27,23 +27,27 @@ def test_every_recipe_of_ours_composes(name: str) -> None:
 def test_hyperfusion_says_what_was_published() -> None:
     config = compose()
     assert (config.train.micro_batch, config.train.global_batch) == (8, 256)
-    assert [(p.epochs, p.text_encoder_lr) for p in config.phases] == [(10, 1e-6), (6, 1e-7)]
-    assert (config.optim.name, config.optim.lr, config.optim.schedule) == ("adamw8bit", 4e-6, "linear")
+    first, second, last = phases(config)
+    assert [str(phase.end) for phase in (first, second, last)] == ["10 epochs", "15 epochs", "16 epochs"]
+    assert [phase.optim.name for phase in (first, second, last)] == ["adamw8bit", "adamw8bit", "adopt"]
+    assert [phase.optim.text_encoder_lr for phase in (first, second, last)] == [1e-6, 1e-7, 1e-7]
+    assert [phase.buckets.resolution_px for phase in (first, second, last)] == [768, 1024, 1024]
+    assert {(phase.optim.lr, phase.optim.schedule.name) for phase in (first, second, last)} == {(4e-6, "linear")}
     assert (config.model.clip_skip, config.model.max_tokens) == (2, 525)
     buckets = config.data.buckets
     assert (buckets.resolution_px, buckets.max_side_px, buckets.step_px, config.data.flip) == (768, 1024, 32, 0.5)
     assert (config.captions.tags.drop, config.captions.drop, config.captions.tags.shuffle) == (0.15, 0.1, True)
     diffusion = config.diffusion
     assert (diffusion.weighting, diffusion.snr_gamma, diffusion.zero_terminal_snr) == ("soft_min_snr", 3.0, True)
-    assert diffusion.input_perturbation == 0.02
+    assert diffusion.noise.perturbation == 0.02
     assert config.strategy.name == "zero2"
 
 
 def test_groups_and_values_are_overridden_as_hydra_does() -> None:
-    config = compose("data=px1024", "strategy=single", "phases=[{steps: 7, lr: 1e-4}]")
+    config = compose("data=px1024", "strategy=single", "phases=[{until: 7 steps, optim: {lr: 1e-4}}]")
     assert config.data.buckets.max_side_px == 1536
     assert config.strategy.name == "single"
-    assert (config.phases[0].steps, config.phases[0].lr) == (7, 1e-4)
+    assert (config.phases[0].until, config.phases[0].optim) == ("7 steps", {"lr": 1e-4})
 
 
 @pytest.mark.parametrize(
@@ -52,11 +56,13 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("farfetched=1", "there is no setting farfetched: `--cfg job` shows all that there are"),
         ("optim.rl=1", "there is no setting optim.rl: did you mean optim.lr"),
         ("optim.lr=fast", "optim.lr is 'fast': give a value of type float"),
-        ("optim.name=sgd", "optim.name is 'sgd': use one of adamw, adamw8bit"),
+        ("optim.name=sdg", "optim.name is 'sdg': use one of adamw, adamw8bit"),
         ("train.micro_batch=half", "train.micro_batch is 'half': give a value of type integer"),
         ("train.global_batch=255", "train.global_batch is 255 and train.micro_batch 8"),
         ("phases=[]", "phases is empty: give the run a length"),
-        ("phases=[{steps: 3, epochs: 2}]", "a phase needs either epochs or steps"),
+        ("phases=[{until: 3}]", "a phase's until is '3': give a place such as '10 epochs' or '5000 steps'"),
+        ("phases=[{steps: 3}]", "there is no setting steps"),
+        ("phases=[{optim: {lr: 1}}]", "phases[0].until is not set"),
         ("model.clip_skip=0", "model.clip_skip is 0: use 1"),
         ("data.buckets.step_px=12", "data.buckets.step_px is 12: use a positive multiple of 8"),
         ("resume=maybe", "resume is 'maybe': use one of auto, never"),
@@ -77,7 +83,7 @@ def test_a_mistake_is_one_sentence_that_names_key_value_and_remedy(override: str
 
 def test_the_user_s_own_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf").mkdir()
-    mine = "defaults: [schema, {model: sd15}, _self_]\nrun: {name: mine}\nphases: [{steps: 3}]\n"
+    mine = "defaults: [schema, {model: sd15}, _self_]\nrun: {name: mine}\nphases: [{until: 3 steps}]\n"
     (tmp_path / "conf" / "mine.yaml").write_text(mine)
     monkeypatch.chdir(tmp_path)
     assert {"mine", "demo", "hyperfusion"} <= set(recipes())

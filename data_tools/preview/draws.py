@@ -157,19 +157,21 @@ class _Look(NamedTuple):
             return replace(shown, unused=f"its labels cannot be read: {fault}")
         written = self.opened.policies[place.source].prompter.stored(record.labels)
         shown = replace(shown, labels=_printable(record.labels), written=tuple(written))
-        reasons = source.left_out(np.array([row]), self.config.data.buckets)
+        reasons = source.left_out(np.array([row]))
         if reason := next((reason for reason, (holds,) in reasons.items() if holds), ""):
             return replace(shown, unused=reason)
         try:
-            return replace(shown, learned=self._learned(sample, record, bucket))
+            return replace(shown, learned=self._learned(sample, record))
         except DataFault as fault:
             return replace(shown, unused=f"it cannot be decoded: {fault}")
 
-    def _learned(self, sample: int, record: Record, bucket: int) -> Learned:
+    def _learned(self, sample: int, record: Record) -> Learned:
         """What is trained of a sample. Raises DataFault where it cannot be decoded."""
         preparer, info, draws = self.opened.preparer, probe(record.image), list[Drawn]()
         for epoch, step in enumerate(self.first_steps):
-            draw = Draw(sample, epoch, 0)
+            bucket, draw = self.opened.plan.chapter(epoch).bucket(sample), Draw(sample, epoch, 0)
+            if bucket is None:  # too small for what a later phase trains
+                continue
             crop, mirrored = preparer.crop(info, record, bucket, draw)
             draws.append(Drawn(epoch, preparer.prompt(record, draw, step), crop, mirrored))
         pixels, mask = preparer.picture(record, info, draws[0].crop, draws[0].mirrored)

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools.stats.sources import OpenSource
-from finetune.config import Config
 from finetune.data.buckets import I64, PIECE, bucket_sizes
-from finetune.data.config import BucketsConfig
 from finetune.data.geometry import F64, cropped_shares, scale_factors
 from finetune.data.prepare import weighted_counts
 
@@ -85,16 +83,16 @@ class _Sums(NamedTuple):
     factors: F64
 
 
-def collect(config: Config, opened: Sequence[OpenSource]) -> Stats:
-    """Look at the whole data of a recipe, as a run that begins now would.
+def collect(opened: Sequence[OpenSource]) -> Stats:
+    """Look at the whole data of a recipe, as a run that begins now would in its first epoch.
 
     Args:
         opened: its sources.
     """
-    sizes = bucket_sizes(config.data.buckets)
+    sizes = bucket_sizes(opened[0].sizes)
     sums = [_sums(source, sizes) for source in opened]
     sources = [_source(source, float(part.draws.sum())) for source, part in zip(opened, sums, strict=True)]
-    left_out = sum((_reasons(source, config.data.buckets) for source in opened), Counter[str]())
+    left_out = sum((_reasons(source) for source in opened), Counter[str]())
     whole = _Sums(*(np.sum(parts, axis=0) for parts in zip(*sums, strict=True)))
     total = int(whole.samples.sum())
     return Stats(
@@ -141,14 +139,14 @@ def _source(source: OpenSource, draws: float) -> SourceFigures:
     )
 
 
-def _reasons(source: OpenSource, limits: BucketsConfig) -> Counter[str]:
+def _reasons(source: OpenSource) -> Counter[str]:
     """How many samples are left out for what; of several reasons the first."""
     counts = Counter[str]()
     total = len(source.stored.index)
     for start in range(0, total, PIECE):
         rows = np.arange(start, min(start + PIECE, total))
         told = np.zeros(len(rows), dtype=bool)
-        for reason, left_out in source.left_out(rows, limits).items():
+        for reason, left_out in source.left_out(rows).items():
             counts[reason] += int(np.count_nonzero(left_out & ~told))
             told |= left_out
     return +counts

@@ -47,13 +47,13 @@ def stats(
 def _figures(config: Config, prompts: int, draws: int) -> tuple[Stats, PromptFigures | None]:
     with tempfile.TemporaryDirectory() as kept:
         if not prompts:
-            return collect(config, open_sources(config, Path(kept))), None
+            return collect(open_sources(config, Path(kept))), None
         from data_tools.stats.looking import look
         from finetune.opened import open_recipe
 
         opened = open_recipe(config, Path(kept))
         sources = sources_of(opened.dataset, opened.journal)
-        return collect(config, sources), look(config, opened, sources, prompts, draws)
+        return collect(sources), look(config, opened, sources, prompts, draws)
 
 
 def _pictures(buckets: Stats, prompts: PromptFigures | None, out: Path) -> list[Path]:

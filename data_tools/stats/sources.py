@@ -27,6 +27,8 @@ class OpenSource:
     samples: SourceSamples
     excluded: I64
     """Rows that `data.exclude` names."""
+    sizes: BucketsConfig
+    """What the buckets follow from."""
 
     def trained(self) -> I64:
         """Rows of the samples that are trained: int64 [samples]."""
@@ -34,13 +36,15 @@ class OpenSource:
         trained[self.excluded] = False
         return np.flatnonzero(trained)
 
-    def left_out(self, rows: I64, limits: BucketsConfig) -> dict[str, Bools]:
+    def left_out(self, rows: I64) -> dict[str, Bools]:
         """Which of some rows are left out, by the reason, of which several may hold: bool [rows]."""
-        index, overlay = self.stored.index, self.stored.overlay(0)
+        index, overlay, held = self.stored.index, self.stored.overlay(0), self.samples.held_out
+        limits, none = self.sizes, np.zeros(len(rows), dtype=bool)
         width, height = index.width[rows], index.height[rows]
         return {
             f"shorter side below min_image_px ({limits.min_image_px})": np.minimum(width, height) < limits.min_image_px,
-            "left out by the overlay": np.isin(rows, overlay.left_out) if overlay else np.zeros(len(rows), dtype=bool),
+            "left out by the overlay": np.isin(rows, overlay.left_out) if overlay else none,
+            "held out for validation": np.isin(rows, held.rows) if held else none,
             "named in data.exclude": np.isin(rows, self.excluded),
             "too small for every bucket without upscaling": assign_buckets(width, height, limits) == NONE,
             "in a rare bucket, and too small for those that are kept": self.samples.buckets[rows] == NONE,
@@ -64,11 +68,12 @@ def sources_of(dataset: DataSet, journal: Journal) -> list[OpenSource]:
     """The sources of a data set as its journal begins."""
     excluded = [place_of(sample) for sample in journal.excluded(0)]
     described = dataset.data.all_sources.values()
-    bucketed = dataset.bucketed(journal.editions[0], dataset.settings.shapes[0])
+    shape = dataset.settings.shapes[0]
+    bucketed = dataset.bucketed(journal.editions[0], shape)
     opened = []
     for source, asked, samples in zip(dataset.sources(journal).all, described, bucketed, strict=True):
         shards = source.index.shards
         own = [place for place in excluded if place.source == samples.number and place.shard < len(shards)]
         rows = [source.row(place) for place in own if place.ordinal < shards[place.shard].samples]
-        opened.append(OpenSource(source, asked, samples, np.array(rows, dtype=np.int64)))
+        opened.append(OpenSource(source, asked, samples, np.array(rows, dtype=np.int64), shape.buckets))
     return opened

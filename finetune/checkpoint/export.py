@@ -1,44 +1,57 @@
-"""From trained parts to a diffusers folder that `StableDiffusionPipeline.from_pretrained` loads and samples rightly."""
+"""From trained parts to what others load: a diffusers folder that diffusers' own pipeline samples rightly, or one
+`.safetensors` file in the original layout."""
 
 import copy
 import re
 from pathlib import Path
+from typing import TypeAlias
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from finetune.diffusion.config import DiffusionConfig
 from finetune.model.config import ModelConfig
+from finetune.model.families import Components
+from finetune.model.single_file import save_single_file
+
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 ---
 Finetuned with Longhaul; {steps:,} optimizer steps. The scheduler in this folder is the one that was trained for
-(v-prediction{zero_snr}, trailing spacing). Sample with
+({prediction}{zero_snr}, trailing spacing). Sample with
 
 ```python
-pipeline(prompt, guidance_scale=7.0, guidance_rescale=0.7)
+pipeline(prompt, {arguments})
 ```
 
-Trained with clip skip {clip_skip}. The text encoder in this folder ends at the layer that was trained, so give no
-`clip_skip` to diffusers, and set `model.clip_skip=1` to finetune it further.
+Trained with clip skip {clip_skip}. {remark}
 """
+CUT = """The text encoder in this folder ends at the layer that was trained, so give no
+`clip_skip` to diffusers, and set `model.clip_skip=1` to finetune it further."""
+PENULTIMATE = "It is what diffusers reads of SDXL, so give it no `clip_skip`."
+OTHER = """Diffusers counts SDXL's from the penultimate layer, hence the `clip_skip={theirs}`. It takes it for
+the prompt alone: what leads away, give as `negative_prompt_embeds` of the same layer. Set `model.clip_skip={ours}` to
+finetune this model further."""
+PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
+BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 TEXT_ENCODER_PREFIX = "text_model."
 """With which every program but transformers 5 names the text encoder's weights; transformers 5 reads either."""
 
 
 def sampling_scheduler(config: DiffusionConfig) -> DDIMScheduler:
-    """The scheduler that samples what was trained: v-prediction, the same betas, trailing spacing, so that sampling
+    """The scheduler that samples what was trained: the same prediction and betas, trailing spacing, so that sampling
     starts at the last timestep (section 3.3 of Lin et al., arXiv 2305.08891)."""
     return DDIMScheduler(
         num_train_timesteps=config.timesteps,
-        beta_schedule="scaled_linear",
+        beta_schedule=BETA_SCHEDULES[config.beta_schedule],
         beta_start=config.beta_start,
         beta_end=config.beta_end,
-        prediction_type="v_prediction",
+        prediction_type=PREDICTIONS[config.prediction],
         rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing",
         clip_sample=False,
@@ -47,43 +60,66 @@ def sampling_scheduler(config: DiffusionConfig) -> DDIMScheduler:
     )
 
 
-def build_pipeline(
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    diffusion: DiffusionConfig,
-) -> StableDiffusionPipeline:
+def build_pipeline(components: Components, diffusion: DiffusionConfig) -> Pipeline:
     """The parts as a diffusers pipeline with the scheduler that they were trained for."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=sampling_scheduler(diffusion),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {**components.modules, "tokenizer": components.tokenizers[0], "scheduler": sampling_scheduler(diffusion)}
+    if len(components.tokenizers) == 1:
+        no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **no_checker)
+    else:
+        # An empty prompt is trained as its text encoders' states and not as zeros.
+        pipeline = StableDiffusionXLPipeline(
+            **parts, tokenizer_2=components.tokenizers[1], force_zeros_for_empty_prompt=False, add_watermarker=False
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def export(pipeline: StableDiffusionPipeline, folder: Path, *, model: ModelConfig, steps: int) -> Path:
+def export(pipeline: Pipeline, folder: Path, *, model: ModelConfig, steps: int) -> Path:
     """Write a pipeline as a diffusers folder with safetensors weights and a card that says how to sample.
 
-    The layers that clip skip passes over are left out, so that the folder samples as it was trained without being told.
+    The layers that clip skip passes over are left out, so that the folder samples as it was trained without being told;
+    of SDXL they stay, since its pooled output needs them, and the card tells the clip skip.
     """
+    sdxl = isinstance(pipeline, StableDiffusionXLPipeline)
+    clip_skip = model.clip_skip_of(1 + sdxl)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    _save_text_encoder(pipeline.text_encoder, folder / "text_encoder", model.clip_skip)
-    zero_snr = " with zero terminal SNR" if pipeline.scheduler.config.rescale_betas_zero_snr else ""
-    card = CARD.format(steps=steps, zero_snr=zero_snr, clip_skip=model.clip_skip)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    _save_text_encoder(pipeline.text_encoder, folder / "text_encoder", skipped=0 if sdxl else clip_skip - 1)
+    (folder / "README.md").write_text(_card(pipeline, sdxl, clip_skip, steps), encoding="utf-8")
     return folder
 
 
-def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path, clip_skip: int) -> None:
-    layers = text_encoder.config.num_hidden_layers - (clip_skip - 1)
+def export_file(components: Components, diffusion: DiffusionConfig, path: Path, *, steps: int) -> Path:
+    """Write the parts as one `.safetensors` file; text encoders keep all layers, since other programs skip the last
+    ones by themselves. The header says what is predicted, and SDXL's file has the markers by which others know."""
+    metadata = {"longhaul.steps": str(steps), "modelspec.prediction_type": diffusion.prediction}
+    markers = []
+    if len(components.tokenizers) > 1 and diffusion.prediction == "v":
+        markers = ["v_pred", "ztsnr"] if diffusion.zero_terminal_snr else ["v_pred"]
+    save_single_file(components.modules, path, metadata, markers)
+    return path
+
+
+def _card(pipeline: Pipeline, sdxl: bool, clip_skip: int, steps: int) -> str:
+    scheduler = pipeline.scheduler.config
+    arguments, remark = "guidance_scale=7.0", CUT
+    if scheduler.rescale_betas_zero_snr:
+        arguments += ", guidance_rescale=0.7"
+    if sdxl:
+        remark = PENULTIMATE if clip_skip == 2 else OTHER.format(ours=clip_skip, theirs=clip_skip - 2)
+        arguments += "" if clip_skip == 2 else f", clip_skip={clip_skip - 2}"
+    return CARD.format(
+        steps=steps,
+        prediction=scheduler.prediction_type.replace("_", "-"),
+        zero_snr=" with zero terminal SNR" if scheduler.rescale_betas_zero_snr else "",
+        arguments=arguments,
+        clip_skip=clip_skip,
+        remark=remark,
+    )
+
+
+def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path, skipped: int) -> None:
+    layers = text_encoder.config.num_hidden_layers - skipped
     config = copy.deepcopy(text_encoder.config)
     config.num_hidden_layers = layers
     config.save_pretrained(folder)

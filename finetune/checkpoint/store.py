@@ -78,7 +78,7 @@ class CheckpointStore:
         self._keep = keep
         self._ranks = ranks
 
-    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Checkpoint:
         """Write a checkpoint of all ranks, each calling this with its own state, and prune the oldest."""
         final = self._folder / f"step-{step:08d}"
         temporary = final.with_suffix(".tmp")
@@ -108,7 +108,7 @@ class CheckpointStore:
             _sync_folder(self._folder)
             self._prune()
         self._ranks.barrier()
-        return final
+        return _opened(final)
 
     def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where the run has none yet. All ranks get the same.

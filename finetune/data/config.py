@@ -10,6 +10,7 @@ from finetune.checks import check_choice, check_share
 from finetune.errors import UserError
 
 TEXT_KINDS = ("auto", "tags", "caption")
+MASK_KINDS = ("none", "alpha", "member")
 OVERLAY_MODES = ("replace", "add")
 ON_CHANGE = ("refuse", "next_epoch")
 SOURCE_NAME = re.compile(r"[\w-]+")
@@ -140,6 +141,11 @@ class DataConfig:
     """Cut the bucket's window at a random place rather than at the centre."""
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
     """RGB colour (0 to 255) on which transparent pictures are laid."""
+    mask: str = "none"
+    """How much each pixel counts in the loss: none (all alike), alpha (as much as it is opaque) or member (as a grey
+    picture `KEY.mask.png` beside it says: white fully, black not at all). Where a sample has no mask, all counts."""
+    held_out: float = 0.0
+    """Share of the samples that is never trained, for validation; a hash of its key decides for each."""
     max_bad_share: float = 0.01
     """The run stops when more than this share of the samples drawn so far could not be used."""
     workers: int = 4
@@ -150,10 +156,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choice("data.text", self.text, TEXT_KINDS)
         check_choice("data.on_change", self.on_change, ON_CHANGE)
+        check_choice("data.mask", self.mask, MASK_KINDS)
         if len(self.background) != 3 or not all(0 <= c <= 255 for c in self.background):
             raise UserError(f"data.background is {list(self.background)}: give three numbers from 0 to 255")
         check_share("data.flip", self.flip)
         check_share("data.max_bad_share", self.max_bad_share)
+        if not 0.0 <= self.held_out <= 0.5:
+            raise UserError(f"data.held_out is {self.held_out}: use a share from 0 to 0.5")
         for name in ("window_shards", "prefetch"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}: use at least 1")

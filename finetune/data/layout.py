@@ -19,11 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.buckets import I64, NONE, U16
-from finetune.data.hashing import hash_counters, purpose_key, shuffled_order
-from finetune.data.samples import ids_of_rows
+from finetune.data.hashing import U64, hash_counters, purpose_key, shuffled_order
+from finetune.data.samples import ids_of_rows, place_of
 
 PIECE = 1 << 20
 WINDOWS_KEPT = 32
+
+
+class HeldOut(NamedTuple):
+    """The samples of a source that are never trained."""
+
+    rows: I64
+    buckets: U16
+    """The bucket that each would be in, or NONE."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class SourceSamples:
     """Draws of each sample per epoch."""
     times: npt.NDArray[Any] | None = None
     """Factor on `repeats` of every row: integers [rows]; None where all are 1."""
+    held_out: HeldOut | None = None
+    """Rows whose `buckets` are NONE because they are kept for validation."""
 
 
 class Window(NamedTuple):
@@ -101,6 +111,24 @@ class Layout:
         self.through = lru_cache(maxsize=64)(self._drawn_through)
         self.epoch = lru_cache(maxsize=4)(self._lay_out)
         self.window = lru_cache(maxsize=WINDOWS_KEPT)(self._draws_in)
+
+    def held_out(self) -> tuple[U64, I64]:
+        """The samples that are never trained, but lie in buckets that others are trained in: ids uint64 [samples] and
+        buckets, as rows of all sizes, int64 [samples]."""
+        ids, buckets = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+        for source in self._sources:
+            if source.held_out is not None:
+                ids.append(ids_of_rows(source.held_out.rows, source.number, source.first_rows))
+                buckets.append(source.held_out.buckets.astype(np.int64))
+        everything, places = np.concatenate(ids), np.concatenate(buckets)
+        usable = np.isin(places, self.used)
+        return everything[usable], places[usable]
+
+    def bucket(self, sample: int) -> int:
+        """The bucket of a sample, as a row of all sizes; NONE where it is left out."""
+        place = place_of(sample)
+        source = next(source for source in self._sources if source.number == place.source)
+        return int(source.buckets[int(source.first_rows[place.shard]) + place.ordinal])
 
     def shards_in(self, epoch: int, window: int) -> set[tuple[int, int]]:
         """The (source, shard) that a window draws from."""

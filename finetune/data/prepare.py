@@ -1,9 +1,10 @@
 """From a recipe and its journal to the two things that loading needs: the plan, and the sources that it draws from."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,27 +12,20 @@ from filelock import FileLock
 
 from finetune.data.buckets import I64, NONE, PIECE, U16, assign_buckets, bucket_sizes, merge_rare
 from finetune.data.cache import Cache
-from finetune.data.config import MAX_REPEATS, DataConfig, SourceConfig
+from finetune.data.config import MAX_REPEATS, BucketsConfig, DataConfig, SourceConfig
+from finetune.data.held_out import held_out
 from finetune.data.index import FILE_NAME, Index
 from finetune.data.journal import Edition, Exclusion, Journal, SourceState, check_growth
-from finetune.data.layout import Layout, SourceSamples
+from finetune.data.layout import HeldOut, Layout, SourceSamples
 from finetune.data.outage import Patience
 from finetune.data.overlay import Overlay, overlay_digest, take_in
-from finetune.data.plan import Plan
+from finetune.data.plan import Chapter, Plan
 from finetune.data.remote import Remote, is_remote
+from finetune.data.shapes import PlanSettings, Shape
 from finetune.data.sources import Source, Sources
 from finetune.errors import UserError
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """What the plan is a function of beside the data."""
-
-    micro_batch: int
-    global_batch: int
-    seed: int
 
 
 class DataSet:
@@ -112,24 +106,33 @@ class DataSet:
 
     def plan(self, journal: Journal) -> Plan:
         """The steps of a run with this journal. Raises UserError where there are fewer samples than a micro-batch."""
-        sizes = bucket_sizes(self.data.buckets)
-        layouts = [self._layout(edition) for edition in journal.editions]
-        return Plan(layouts, sizes, **asdict(self.settings))
+        editions, shapes = journal.editions, self.settings.shapes
+        different = [
+            shape.buckets for i, shape in enumerate(shapes) if shape.buckets not in [s.buckets for s in shapes[:i]]
+        ]
+        sizes = [bucket_sizes(buckets) for buckets in different]
+        first_buckets = np.cumsum([0, *map(len, sizes)])
+        chapters = []
+        for epoch in sorted({e.epoch for e in editions} | {s.epoch for s in shapes}):
+            edition, shape = _holding(editions, epoch), _holding(shapes, epoch)
+            first_bucket = int(first_buckets[different.index(shape.buckets)])
+            chapters.append(Chapter(self._layout(epoch, edition, shape), shape.micro_batch, first_bucket))
+        return Plan(chapters, np.concatenate(sizes), global_batch=self.settings.global_batch, seed=self.settings.seed)
 
-    def bucketed(self, edition: Edition) -> list[SourceSamples]:
+    def bucketed(self, edition: Edition, shape: Shape) -> list[SourceSamples]:
         """The samples of every source in the buckets that an edition trains them in. Raises UserError where there are
         fewer than a micro-batch."""
-        sizes = bucket_sizes(self.data.buckets)
+        sizes = bucket_sizes(shape.buckets)
         sources = [
-            self._samples(number, config, edition.sources[name])
+            self._samples(number, config, edition.sources[name], shape.buckets)
             for number, (name, config) in enumerate(self.data.all_sources.items())
         ]
         counts = sum(weighted_counts(source, len(sizes)) for source in sources)
-        target = merge_rare(
-            np.asarray(counts), sizes, self.settings.micro_batch, no_upscale=self.data.buckets.no_upscale
-        )
+        target = merge_rare(np.asarray(counts), sizes, shape.micro_batch, no_upscale=shape.buckets.no_upscale)
         for source in sources:
             move(source.buckets, target)
+            if source.held_out is not None:
+                move(source.held_out.buckets, target)
         return sources
 
     def _states(self) -> dict[str, SourceState]:
@@ -149,27 +152,40 @@ class DataSet:
             raise UserError(f"{path} is missing, an overlay's copy that the run has trained with: restore it")
         return Overlay(path)
 
-    def _layout(self, edition: Edition) -> Layout:
+    def _layout(self, epoch: int, edition: Edition, shape: Shape) -> Layout:
         return Layout(
-            self.bucketed(edition),
-            bucket_sizes(self.data.buckets),
+            self.bucketed(edition, shape),
+            bucket_sizes(shape.buckets),
             window_shards=self.data.window_shards,
             seed=self.settings.seed,
-            first_epoch=edition.epoch,
+            first_epoch=epoch,
         )
 
-    def _samples(self, number: int, config: SourceConfig, state: SourceState) -> SourceSamples:
+    def _samples(self, number: int, config: SourceConfig, state: SourceState, sizes: BucketsConfig) -> SourceSamples:
         name = list(self.data.all_sources)[number]
         index = self.indexes[name].head(state.shards)
         if index.fingerprint != state.fingerprint:
             raise UserError(f"the index of source {name!r} is not the same on all machines: copy it from the first")
-        buckets = assign_buckets(index.width, index.height, self.data.buckets)
+        buckets = assign_buckets(index.width, index.height, sizes)
         overlay = self._overlay(state)
         if overlay:
             buckets[overlay.left_out[overlay.left_out < len(index)]] = NONE
+        held = None
+        if self.data.held_out:
+            rows = held_out(index.keys, self.data.held_out)
+            held = HeldOut(rows, buckets[rows])
+            buckets[rows] = NONE
         repeats = Fraction(config.repeats).limit_denominator(MAX_REPEATS)
         times = index.repeats if len(index) and int(index.repeats.max()) > 1 else None
-        return SourceSamples(number, index.first_rows, buckets, repeats, times)
+        return SourceSamples(number, index.first_rows, buckets, repeats, times, held)
+
+
+B = TypeVar("B", Edition, Shape)
+
+
+def _holding(begun: Sequence[B], epoch: int) -> B:
+    """What holds in an epoch, of things that each begin at one."""
+    return [one for one in begun if one.epoch <= epoch][-1]
 
 
 def open_index(location: str, remote: Remote, patience: Patience, cache: Path) -> Index:

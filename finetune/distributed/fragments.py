@@ -4,21 +4,22 @@ However a strategy lays parameters out, what the optimizer steps is a list of fl
 parameters. A rank saves its pieces; any other layout copies the overlaps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from finetune.distributed.moments import is_8bit, read_moments, write_moments
 from finetune.errors import UserError
 
 Fragment = dict[str, Any]
-"""`start` and `step`, and flat fp32 tensors: `param`, and `exp_avg` and `exp_avg_sq` unless they are kept in 8 bits."""
+"""`start`; one-dimensional tensors of one length: `param`, `ema` where there is one, and those of the optimizer's state
+that have a value for each element; and the state's single numbers (plain, or tensors of no dimension)."""
 RankState = dict[str, Any]
-"""What one rank saves: `layout`; `fragments` {name: [Fragment]}; `raw`, for each flat tensor with 8-bit moments its
-`state` as it is and the `pieces` that it is made of."""
+"""What one rank saves: `fragments` {name: [Fragment]}; `blocks`, for each flat tensor its `pieces`, `numel` and the
+`state` that is neither a value for each element nor a single number; `kind`, `groups`, `ema_steps`, `loss_scale`."""
 
 
 class Piece(NamedTuple):
@@ -42,111 +43,135 @@ class Flat:
 
     tensor: Tensor
     pieces: list[Piece]
+    group: int = 0
+    """Number of the optimizer's parameter group that it belongs to."""
+
+    @property
+    def values(self) -> Tensor:
+        """The elements in one row, without their history; what is written there is the tensor's."""
+        return self.tensor.detach().view(-1)
 
 
-def save_fragments(flats: Sequence[Flat], optimizer: torch.optim.Optimizer, layout: Mapping[str, Any]) -> RankState:
-    """Copy this rank's share to the CPU; 8-bit moments as they are, since nothing else restores them exactly."""
-    fragments: dict[str, list[Fragment]] = {}
-    raw: list[dict[str, Any]] = []
-    for flat in flats:
-        state = optimizer.state.get(flat.tensor, {})
-        values = {"param": flat.tensor.detach().view(-1)}
-        if is_8bit(state):
-            kept = {key: _copied(value, torch.device("cpu")) for key, value in state.items()}
-            raw.append({"state": kept, "pieces": [tuple(piece) for piece in flat.pieces]})
-        else:
-            values |= read_moments(state)
-            raw.append({})
+def whole(name: str, parameter: Tensor, group: int = 0) -> Flat:
+    """A parameter that is a flat tensor of its own."""
+    return Flat(parameter, [Piece(name, 0, 0, parameter.numel())], group)
+
+
+def cut(flat: Flat, values: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Iterator[tuple[str, Fragment]]:
+    """Copy rows of a flat tensor's length to the CPU in its pieces: (parameter name, fragment)."""
+    for piece in flat.pieces:
+        copies = {key: on_cpu(piece.of(row)) for key, row in values.items()}
+        yield piece.name, {"start": piece.start, **numbers, **copies}
+
+
+class Saved:
+    """What the ranks of a run have saved, read as far as it is needed, this rank's own first."""
+
+    def __init__(self, read: Callable[[int], RankState], world: int, rank: int = 0) -> None:
+        """`read(rank)` gives the state that one of `world` ranks saved; `rank` is the one that reads now."""
+        self._read = cache(read)
+        self._order = sorted(range(world), key=lambda other: other != rank)
+
+    def __getitem__(self, key: str) -> Any:
+        """An entry that all ranks have saved alike."""
+        return self._read(self._order[0]).get(key)
+
+    def states(self) -> Iterator[RankState]:
+        """The states of all ranks."""
+        return (self._read(rank) for rank in self._order)
+
+    def paste(self, flat: Flat, only: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Copy a flat tensor's own values in place.
+
+        Args:
+            only: of what else was saved, take these alone; None takes all.
+
+        Returns:
+            All else by name: rows of the flat tensor's length, and single numbers.
+
+        Raises:
+            UserError: something is missing.
+        """
+        values, numbers = {"param": flat.values}, dict[str, Any]()
         for piece in flat.pieces:
-            copies = {key: _copied(piece.of(value), torch.device("cpu")) for key, value in values.items()}
-            fragment = {"start": piece.start, "step": int(state.get("step", 0)), **copies}
-            fragments.setdefault(piece.name, []).append(fragment)
-    return {"layout": dict(layout), "fragments": fragments, "raw": raw}
+            found = 0
+            for fragment in self._fragments(piece):
+                rows, singles = _divided(fragment, only)
+                copied = overlay(piece, fragment["start"], rows, values)
+                found += copied
+                numbers.update(singles if copied else {})
+            if found != piece.numel:
+                raise UserError(
+                    f"the checkpoint holds {found} of the {piece.numel} values that {piece.name} needs: "
+                    "it is of another model, so start another run with another run.name"
+                )
+        del values["param"]
+        return values, numbers
+
+    def _fragments(self, piece: Piece) -> Iterator[Fragment]:
+        """The fragments of a piece's parameter, until they cover the piece."""
+        left = piece.numel
+        for state in self.states():
+            for fragment in state["fragments"].get(piece.name, ()):
+                left -= _shared(piece, fragment["start"], fragment["param"].numel())
+                yield fragment
+            if left == 0:
+                return
 
 
-def load_fragments(
-    flats: Sequence[Flat],
-    optimizer: torch.optim.Optimizer,
-    layout: Mapping[str, Any],
-    read: Callable[[int], RankState],
-    world: int,
-) -> None:
-    """Restore parameters and optimizer state, of which there is none yet, from what `world` ranks saved.
+def overlay(piece: Piece, start: int, rows: Mapping[str, Tensor], into: dict[str, Tensor]) -> int:
+    """Copy what rows that begin at a parameter's element `start` hold of a piece; how many elements that was.
 
-    The same layout is restored bit by bit from this rank's own state. Any other, or another optimizer, takes what
-    overlaps from all ranks; 8-bit moments are then quantised anew, in other blocks.
-
-    Raises:
-        UserError: the state is of a model of other parameters.
+    Args:
+        into: rows of the flat tensor's length, `param` among them; others are made, of zeros, on first sight.
     """
-    own = read(layout["rank"]) if layout["rank"] < world else None
-    exact = own is not None and own["layout"] == layout
-    saved = [own["fragments"]] if exact and own else [_with_moments(read(rank)) for rank in range(world)]
-    for i, flat in enumerate(flats):
-        moments, step = _restore(flat, saved)
-        if exact and own and own["raw"][i]:
-            state = own["raw"][i]["state"]
-            optimizer.state[flat.tensor] = {key: _copied(value, flat.tensor.device) for key, value in state.items()}
-        elif moments:
-            write_moments(optimizer, flat.tensor, moments, step)
+    first = max(piece.start, start)
+    there = piece.offset + first - piece.start
+    shared = 0
+    for key, row in rows.items():
+        shared = _shared(piece, start, row.numel())
+        if shared:
+            target = into.setdefault(key, torch.zeros_like(into["param"], dtype=row.dtype))
+            target[there : there + shared].copy_(row[first - start : first - start + shared])
+    return shared
 
 
-def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: int) -> None:
-    """Restore the parameters that train, and nothing else, from what `world` ranks saved; for tools.
+def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: int, *, ema: bool) -> None:
+    """Restore all parameters that were saved, and nothing else, from what `world` ranks saved; for tools.
+
+    Args:
+        ema: take their moving averages where these were kept.
 
     Raises:
         UserError: the state is of another model.
     """
-    saved = [read(rank)["fragments"] for rank in range(world)]
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            _restore(Flat(parameter, [Piece(name, 0, 0, parameter.numel())]), saved)
+    saved = Saved(read, world)
+    parameters = dict(module.named_parameters())
+    for name in _saved_names(saved.states()):
+        if name not in parameters:
+            raise UserError(f"the checkpoint holds {name}, which the model has not: give the model that was trained")
+        flat = whole(name, parameters[name])
+        averaged = saved.paste(flat, ["ema"])[0].get("ema")
+        if ema and averaged is not None:
+            flat.values.copy_(averaged)
 
 
-def _with_moments(state: RankState) -> dict[str, list[Fragment]]:
-    """A rank's fragments, with the moments that it keeps in 8 bits dequantised."""
-    fragments: dict[str, list[Fragment]] = {name: list(pieces) for name, pieces in state["fragments"].items()}
-    for raw in filter(None, state["raw"]):
-        moments = read_moments(raw["state"])
-        for piece in (Piece(*values) for values in raw["pieces"]):
-            parts = {key: piece.of(values) for key, values in moments.items()}
-            fragments[piece.name] = [
-                {**fragment, **parts} if fragment["start"] == piece.start else fragment
-                for fragment in fragments[piece.name]
-            ]
-    return fragments
+def on_cpu(value: Any) -> Any:
+    """A copy of a tensor on the CPU; anything else as it is."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
-def _restore(flat: Flat, saved: Sequence[Mapping[str, list[Fragment]]]) -> tuple[dict[str, Tensor], int]:
-    """Copy a flat tensor's values in place; its moments (none before the first step) and the step."""
-    values = {"param": flat.tensor.detach().view(-1)}
-    step = 0
-    for piece in flat.pieces:
-        found = 0
-        for fragment in (f for fragments in saved for f in fragments.get(piece.name, ())):
-            found += _copy_overlap(piece, fragment, values)
-            step = fragment["step"]
-        if found != piece.numel:
-            raise UserError(
-                f"the checkpoint holds {found} of the {piece.numel} values that {piece.name} needs: "
-                "it is of another model, so start another run with another run.name"
-            )
-    return {key: value for key, value in values.items() if key != "param"}, step
+def _saved_names(states: Iterable[RankState]) -> list[str]:
+    return list(dict.fromkeys(name for state in states for name in state["fragments"]))
 
 
-def _copy_overlap(piece: Piece, fragment: Fragment, values: dict[str, Tensor]) -> int:
-    """Copy what a fragment holds of a piece; how many elements that was. Moments are made on first sight."""
-    first = max(piece.start, fragment["start"])
-    end = min(piece.start + piece.numel, fragment["start"] + fragment["param"].numel())
-    if first >= end:
-        return 0
-    there = piece.offset + first - piece.start
-    for key, source in fragment.items():
-        if isinstance(source, Tensor):
-            target = values.setdefault(key, torch.zeros_like(values["param"]))
-            target[there : there + end - first].copy_(source[first - fragment["start"] : end - fragment["start"]])
-    return int(end - first)
+def _shared(piece: Piece, start: int, numel: int) -> int:
+    """How many elements a piece shares with `numel` elements that begin at `start`."""
+    return max(0, min(piece.start + piece.numel, start + numel) - max(piece.start, start))
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
+def _divided(fragment: Fragment, only: Sequence[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A fragment's rows, its parameter's among them, and its single numbers."""
+    wanted = {k: v for k, v in fragment.items() if k != "start" and (only is None or k in (*only, "param"))}
+    rows = {key: value for key, value in wanted.items() if isinstance(value, Tensor) and value.dim()}
+    return rows, {key: value for key, value in wanted.items() if key not in rows}

@@ -4,116 +4,168 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate import PartialState
 from torch import Tensor, nn
 
-from finetune.distributed import zero
-from finetune.distributed.fragments import Flat, Piece, RankState, load_fragments, save_fragments
+from finetune.distributed.ema import Ema
+from finetune.distributed.fragments import Flat, RankState, Saved, cut, whole
+from finetune.distributed.scaling import LossScale
+from finetune.distributed.single import Single
+from finetune.distributed.states import OptimizerState
+from finetune.distributed.zero import Zero, check_version, skip_shared_memory_build
+from finetune.optim.config import EmaConfig
 from finetune.strategy import StrategyConfig
 
 PR_SET_PDEATHSIG = 1
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Distributed:
     """The processes of a run under a strategy. Every rank makes one, then calls the same methods in the same order."""
 
-    def __init__(self, config: StrategyConfig, *, micro_batch: int, global_batch: int, max_grad_norm: float) -> None:
+    def __init__(self, config: StrategyConfig) -> None:
         """Start the process group.
-
-        Args:
-            micro_batch: samples of a forward pass.
-            global_batch: samples of an optimizer step, over all ranks.
-            max_grad_norm: gradients are scaled down to this global norm.
 
         Raises:
             UserError: the DeepSpeed that is installed is not the one that checkpoints need.
         """
-        if config.threads:
-            torch.set_num_threads(config.threads)
         die_with_the_launcher()
         self._config = config
-        self.accumulation = global_batch // (micro_batch * launched_world())
-        self._max_grad_norm = max_grad_norm
-        on_cpu = not torch.cuda.is_available()
-        if config.name == "single":
-            self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
-        else:
-            zero.check_version()
-            zero.skip_shared_memory_build()
+        if config.name != "single":
+            check_version()
+            skip_shared_memory_build()
             set_missing_rank_variables()
-            settings = zero.engine_config(
-                config, micro_batch=micro_batch, accumulation=self.accumulation, max_grad_norm=max_grad_norm
-            )
-            backend = {"backend": "gloo"} if on_cpu else {}
-            timeout = timedelta(seconds=config.timeout_s)
-            self._accelerator = Accelerator(
-                mixed_precision="no",
-                gradient_accumulation_steps=self.accumulation,
-                deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)],
-            )
-        self.rank: int = self._accelerator.process_index
-        self.world: int = self._accelerator.num_processes
+        timeout = timedelta(seconds=config.timeout_s)
+        processes = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.rank: int = processes.process_index
+        self.world: int = processes.num_processes
         self.is_main = self.rank == 0
-        self.device: torch.device = self._accelerator.device
-        self._module: Any = None
-        self._optimizer: Any = None
+        self.device: torch.device = processes.device
+        self.accumulation = 0
+        """Micro-batches of each rank in an optimizer step."""
+        self._scale = LossScale() if config.precision == "fp16" else None
+        self._engine: Single | Zero | None = None
+        self._ema: Ema | None = None
         self._flats: list[Flat] = []
 
-    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Wrap a model of fp32 weights and its optimizer, one group per learning rate; the model to call."""
+    def prepare(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        kind: str,
+        micro_batch: int,
+        global_batch: int,
+        max_grad_norm: float,
+        resting: Mapping[str, nn.Parameter],
+        ema: EmaConfig,
+    ) -> nn.Module:
+        """Wrap a model of fp32 weights and its optimizer; the model to call. May be called again with the same model.
+
+        The weights stay as they are. The optimizer's state, the moving average and the loss scale begin anew: what
+        they were has to be taken over with `state` and `load_state`.
+
+        Args:
+            optimizer: new, with one parameter group for each learning rate.
+            kind: what the optimizer's state means; that of another kind is not restored.
+            micro_batch: samples of a forward pass.
+            global_batch: samples of an optimizer step, over all ranks.
+            max_grad_norm: gradients are scaled down to this global norm.
+            resting: by name, the parameters that do not train now but do in another phase of the run.
+            ema: the moving average that is kept of all of these.
+        """
+        self._release()
+        module.to(self.device)
         names = {parameter: name for name, parameter in module.named_parameters()}
-        wrapped, wrapped_optimizer = self._accelerator.prepare(module, optimizer)
-        self._module, self._optimizer = wrapped, wrapped_optimizer.optimizer
-        if self._config.name == "single":
-            steppable = [p for group in optimizer.param_groups for p in group["params"]]
-            self._flats = [Flat(p, [Piece(names[p], 0, 0, p.numel())]) for p in steppable]
-        else:
-            self._flats = zero.partitions(self._optimizer, names)
-        return wrapped  # type: ignore[no-any-return]
+        members = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        self.accumulation = global_batch // (micro_batch * self.world)
+        self._scale = LossScale() if self._config.precision == "fp16" else None
+        sharded = partial(Zero, config=self._config, micro_batch=micro_batch)
+        engine: Callable[..., Single | Zero] = Single if self._config.name == "single" else sharded
+        self._engine = engine(
+            module,
+            optimizer,
+            names,
+            accumulation=self.accumulation,
+            max_grad_norm=max_grad_norm,
+            scale=self._scale,
+        )
+        self._state = OptimizerState(self._engine.optimizer, kind, self._engine.flats, members)
+        self._resting = [whole(name, parameter) for name, parameter in resting.items()]
+        self._flats = [*self._engine.flats, *self._resting]
+        self._ema = Ema(ema, self._flats) if ema.decay else None
+        return self._engine.model
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes; a context that can be entered again and again."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._config.precision == "bf16")
+        precision = self._config.precision
+        return torch.autocast(self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; `last` marks the step's last one.
 
         After it the gradients are those of the mean over all micro-batches of all ranks.
         """
-        if self._config.name == "single":
-            (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
-        else:
-            self._module.set_gradient_accumulation_boundary(last)
-            self._module.backward(loss)
+        self._prepared.backward(loss, last=last)
 
-    def step(self, learning_rates: Sequence[float]) -> Tensor:
-        """Clip, update each parameter group at its rate, and clear the gradients.
+    def step(self, rates: Sequence[float]) -> Tensor:
+        """Clip, update each parameter group at its rate, clear the gradients, and take the weights into their average.
+
+        Under fp16 a step whose gradients overflow changes no weights, and the loss scale is halved.
 
         Returns:
             The global gradient norm before clipping, a scalar on the device.
         """
-        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+        engine = self._prepared
+        for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        if self._config.name == "single":
-            norm = nn.utils.clip_grad_norm_([flat.tensor for flat in self._flats], self._max_grad_norm)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            return norm
-        self._module.step()
-        return torch.as_tensor(self._module.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        norm = engine.step()
+        if self._ema:
+            self._ema.update()
+        return norm
 
     def discard_optimizer_state(self) -> None:
-        """Forget moments and step counts, as if no step had been taken."""
-        self._inner_optimizer.state.clear()
-        if self._config.name != "single":
-            zero.unlink_optimizer_state(self._optimizer)
+        """Forget all that steps leave behind beside the weights, as if none had been taken."""
+        self._state.discard()
+        self._prepared.forget()
+        if self._scale:
+            self._scale.restart()
+        if self._ema:
+            self._ema.restart()
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Within it the model has the weights to be judged by: their moving average, or the optimizer's own average
+        (Defazio et al., 2405.15682, x in place of y), or those that train where there is neither. All ranks enter."""
+        engine: Any = self._prepared
+        averaging = self._ema is None and hasattr(engine.optimizer, "eval")
+        if self._ema is None and not averaging:
+            yield
+            return
+        kept = [flat.values.clone() for flat in self._flats]
+        try:
+            if self._ema:
+                self._fill(self._ema.values)
+            else:
+                engine.optimizer.eval()
+            engine.publish()
+            yield
+        finally:
+            if averaging:
+                engine.optimizer.train()
+            self._fill(kept)
+            engine.publish()
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
@@ -136,40 +188,61 @@ class Distributed:
             dist.barrier()
 
     def state(self) -> RankState:
-        """This rank's share of parameters and optimizer state, free of topology; on the CPU."""
-        return save_fragments(self._flats, self._inner_optimizer, self._layout)
+        """This rank's share of parameters, averages and optimizer state, free of topology; on the CPU."""
+        averages = [{"ema": average} for average in self._ema.values] if self._ema else [{}] * len(self._flats)
+        trained = len(self._flats) - len(self._resting)
+        state = self._state.save(averages[:trained])
+        for flat, average in zip(self._resting, averages[trained:], strict=True):
+            if self.is_main:
+                state["fragments"] |= {name: [f] for name, f in cut(flat, {"param": flat.values, **average}, {})}
+        scale = asdict(self._scale) if self._scale else None
+        return {**state, "ema_steps": self._ema.steps if self._ema else 0, "loss_scale": scale}
 
     def load_state(self, read: Callable[[int], RankState], world: int) -> None:
         """Restore from what `world` ranks saved; `read(rank)` gives a rank's state.
 
         Raises:
-            UserError: the state is of another model.
+            UserError: the state is of another model, or its optimizer's cannot be divided as it would have to be.
         """
+        saved = Saved(read, world, self.rank)
         self.discard_optimizer_state()
-        load_fragments(self._flats, self._inner_optimizer, self._layout, read, world)
-        if self._config.name != "single":
-            self._optimizer.update_lp_params()
+        averages = self._state.load(saved)
+        averages += [saved.paste(flat, ["ema"])[0].get("ema") for flat in self._resting]
+        self._prepared.publish()
+        if self._scale and saved["loss_scale"]:
+            self._scale.restart(**saved["loss_scale"])
+        if self._ema:
+            self._ema.restart(averages, saved["ema_steps"])
 
     def close(self) -> None:
         """Leave the process group."""
+        if self._ema:
+            self._ema.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
     @property
-    def _inner_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that steps the flat tensors."""
-        inner: torch.optim.Optimizer = self._optimizer if self._config.name == "single" else self._optimizer.optimizer
-        return inner
+    def _prepared(self) -> Single | Zero:
+        if self._engine is None:
+            raise RuntimeError("prepare has to be called first")
+        return self._engine
 
-    @property
-    def _layout(self) -> dict[str, Any]:
-        optimizer = type(self._inner_optimizer).__name__
-        return {"strategy": self._config.name, "world": self.world, "rank": self.rank, "optimizer": optimizer}
+    def _release(self) -> None:
+        """Let go of the engine and of all that it holds."""
+        if self._ema:
+            self._ema.close()
+            self._ema = None
+        if self._engine:
+            self._flats.clear()
+            self._resting.clear()
+            del self._state
+            self._engine.close()
+            self._engine = None
 
-
-def launched_world() -> int:
-    """The number of processes that the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    def _fill(self, rows: Sequence[Tensor]) -> None:
+        """Write a row of values to each flat tensor."""
+        for flat, row in zip(self._flats, rows, strict=True):
+            flat.values.copy_(row)
 
 
 def die_with_the_launcher() -> None:

@@ -1,17 +1,23 @@
-"""DeepSpeed ZeRO 1 and 2: the configuration, and where its partitions lie (private state of a pinned version)."""
+"""DeepSpeed ZeRO 1 and 2: the engine, and where its partitions lie (private state of a pinned version)."""
 
+import gc
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from finetune.distributed.fragments import Flat, Piece
+from finetune.distributed.scaling import LossScale
 from finetune.errors import UserError
 from finetune.strategy import StrategyConfig
 
 VERSION = "0.19.8"
+AUTOCAST = {"fp32": {"enabled": False}, "bf16": {"enabled": True, "dtype": "bfloat16"}}
+# Gradients travel in fp32 under fp16: scaled sums over ranks would overflow where none of their parts does.
+AUTOCAST["fp16"] = {"enabled": True, "dtype": "float16", "lower_precision_safe_modules": []}
 
 
 def check_version() -> None:
@@ -29,37 +35,92 @@ def skip_shared_memory_build() -> None:
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
-def engine_config(
-    config: StrategyConfig, *, micro_batch: int, accumulation: int, max_grad_norm: float
-) -> dict[str, Any]:
-    """DeepSpeed's own configuration for a strategy."""
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": int(config.name[-1])},
-        "zero_allow_untested_optimizer": True,
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
-        "steps_per_print": sys.maxsize,
-    }
+class Zero:
+    """A model and its optimizer, whose state is divided over the ranks."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        names: Mapping[nn.Parameter, str],
+        *,
+        config: StrategyConfig,
+        micro_batch: int,
+        accumulation: int,
+        max_grad_norm: float,
+        scale: LossScale | None,
+    ) -> None:
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": max_grad_norm,
+            "zero_optimization": {"stage": int(config.name[-1])},
+            "zero_allow_untested_optimizer": True,
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "torch_autocast": AUTOCAST[config.precision],
+            "steps_per_print": sys.maxsize,
+        }
+        self.model: Any
+        self._sharded: Any
+        self.model, self._sharded, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self.optimizer: torch.optim.Optimizer = self._sharded.optimizer
+        self.flats = _partitions(self._sharded, names)
+        self._scale = scale
+        self._sharded.torch_autocast_gradscaler = None  # see LossScale
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradients; `last` marks the step's last one."""
+        if self._scale:
+            self._sharded.override_loss_scale(self._scale.factor)
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss)
+
+    def step(self) -> Tensor:
+        """Clip and update, unless fp16 has overflowed; the global gradient norm before clipping."""
+        self.model.step()
+        if self._scale:
+            self._scale.update(finite=not self._sharded.overflow)
+        norm = self.model.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.flats[0].tensor.device)
+
+    def publish(self) -> None:
+        """Give the module the values of all ranks' flat tensors."""
+        self._sharded.update_lp_params()
+
+    def forget(self) -> None:
+        """Drop DeepSpeed's own views of the optimizer state, which would keep alive what has been let go."""
+        for group in self._sharded.bit16_groups:
+            for parameter in group:
+                if parameter._hp_mapping is not None:
+                    parameter._hp_mapping.optim_fragment = None
+        self._sharded._hp_optimizer_states_linked = False
+
+    def close(self) -> None:
+        """Take DeepSpeed off the module, whose parameters then own their values again."""
+        self.optimizer.state.clear()
+        self.forget()
+        self.model.module_forward_pre_hook.remove()
+        self.model.module_forward_post_hook.remove()
+        self.model.destroy()
+        for group in self._sharded.bit16_groups:
+            for parameter in group:
+                parameter.data, parameter.grad = parameter.data.clone(), None
+        self.optimizer.param_groups.clear()
+        self.flats.clear()
+        # The caller may still hold the engine, which is to keep nothing alive.
+        self.model.optimizer = self.model.basic_optimizer = self.model.client_optimizer = None
+        del self.model, self._sharded, self.optimizer
+        gc.collect()  # the engine is full of cycles
 
 
-def partitions(optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[Flat]:
+def _partitions(optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[Flat]:
     """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
     return [
-        Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None])
-        for flat, group in zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
+        Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
+        for i, (flat, group) in enumerate(
+            zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
+        )
     ]
-
-
-def unlink_optimizer_state(optimizer: Any) -> None:
-    """Drop DeepSpeed's own views of the optimizer state, which would keep moments alive that have been let go."""
-    for group in optimizer.bit16_groups:
-        for parameter in group:
-            if parameter._hp_mapping is not None:
-                parameter._hp_mapping.optim_fragment = None
-    optimizer._hp_optimizer_states_linked = False
 
 
 def _piece(name: str, mapping: Any) -> Piece:

@@ -1,37 +1,54 @@
 """What trains, as one module: DeepSpeed wraps a single model, and one forward pass needs all of it."""
 
+from collections.abc import Collection
+
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from finetune.model.families import Components
-from finetune.model.text import encode, freeze_unused_layers
 
 
 class Trainee(nn.Module):
-    """UNet and text encoder: noised latents and token ids in, the UNet's prediction out."""
+    """UNet and text encoders: noised latents and token ids in, the UNet's prediction out.
 
-    def __init__(self, components: Components, clip_skip: int, train_text_encoder: bool) -> None:
+    Parameters are named `unet.…`, `text_encoder.…` and, of SDXL, `text_encoder_2.…`.
+    """
+
+    trainable: dict[str, nn.Parameter]
+    """What gets a gradient at all, by name: everything but the layers that clip skip passes over."""
+
+    def __init__(self, components: Components) -> None:
         super().__init__()
-        self.unet: UNet2DConditionModel = components.unet.train()
-        self.text_encoder: CLIPTextModel = components.text_encoder.train(train_text_encoder)
-        self.clip_skip = clip_skip
-        self.text_encoder.requires_grad_(train_text_encoder)
-        freeze_unused_layers(self.text_encoder, clip_skip)
+        self.unet = components.unet.train()
+        for name, text_encoder in components.text_encoders.items():
+            self.add_module(name, text_encoder)
+        self._encode = components.prompt_encoder
+        unused = {parameter for module in self._encode.unused() for parameter in module.parameters()}
+        self.trainable = {name: p for name, p in self.named_parameters() if p not in unused}
+        self.train_only(self.trainable)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that train, by the group whose learning rate they follow; empty groups are left out."""
-        groups = {
-            name: [p for p in part.parameters() if p.requires_grad]
-            for name, part in (("unet", self.unet), ("text_encoder", self.text_encoder))
-        }
-        return {name: parameters for name, parameters in groups.items() if parameters}
+    def train_only(self, names: Collection[str]) -> None:
+        """Let these of the `trainable` parameters get gradients and no others; a text encoder without one of them is
+        in evaluation mode."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in names)
+        for text_encoder in self._encode.encoders:
+            text_encoder.train(any(parameter.requires_grad for parameter in text_encoder.parameters()))
 
-    def forward(self, latents: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
-        """Predict from noised latents [B, C, h, w], timesteps int64 [B] and token ids int64 [B, chunks, 77]."""
-        conditioning = encode(self.text_encoder, input_ids, self.clip_skip)
-        prediction: Tensor = self.unet(latents, timesteps, encoder_hidden_states=conditioning).sample
+    def forward(self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, size_and_crop: Tensor) -> Tensor:
+        """Predict what the model was trained to predict, [B, C, h, w].
+
+        Args:
+            latents: noised, [B, C, h, w].
+            timesteps: int64 [B].
+            input_ids: int64 [B, encoders, chunks, 77].
+            size_and_crop: int64 [B, 6] of original height and width, top and left of the crop, height and width of the
+                bucket in pixels, which SDXL is told (arXiv 2307.01952, section 2.2).
+        """
+        states, pooled = self._encode(input_ids)
+        told = None if pooled is None else {"text_embeds": pooled, "time_ids": size_and_crop.float()}
+        prediction: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=told).sample
         return prediction
 
 

@@ -1,46 +1,67 @@
 """Prompts beyond CLIP's 77 positions: cut into chunks of 75 tokens, encoded each by itself, joined again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from finetune.errors import UserError
 from finetune.model.config import CHUNK_TOKENS, ModelConfig
-from finetune.model.parts import load_part
+from finetune.model.parts import has_part, load_part
+
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
-def load_tokenizer(config: ModelConfig) -> CLIPTokenizer:
-    """A model's tokenizer. Raises UserError where there is none."""
-    tokenizer = load_part(CLIPTokenizer, config, "tokenizer")
+def load_tokenizers(config: ModelConfig) -> tuple[CLIPTokenizer, ...]:
+    """A model's tokenizer, or SDXL's two, which read alike and pad differently.
+
+    Raises:
+        UserError: there is none, or two that do not read alike.
+    """
+    first, second = TOKENIZERS
+    tokenizers = [_load_tokenizer(config, first)]
+    if has_part(config, second):
+        tokenizers.append(_load_tokenizer(config, second))
+        if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+            raise UserError(
+                f"model.path {config.path}: its two tokenizers have different vocabularies: use those of SDXL"
+            )
+    return tuple(tokenizers)
+
+
+def _load_tokenizer(config: ModelConfig, name: str) -> CLIPTokenizer:
+    tokenizer = load_part(CLIPTokenizer, config, name)
     # Where its files are missing, transformers makes one that knows nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
-            f"model.path {config.path} has no tokenizer that can be loaded: "
-            "give a folder or hub id in diffusers' layout"
+            f"model.path {config.path} has no {name} that can be loaded: give a folder or hub id in diffusers' layout"
         )
     return tokenizer
 
 
 class PromptTokenizer:
-    """Tokens of a prompt in chunks of [BOS, up to 75 tokens, EOS, padding]."""
+    """Tokens of a prompt in chunks of [BOS, up to 75 tokens, EOS, padding], padded as each text encoder was trained."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, max_tokens: int) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizers: Sequence[CLIPTokenizer], max_tokens: int, pad_chunks: str = "needed") -> None:
+        self._tokenizer = tokenizers[0]
+        self._pads = np.array([tokenizer.pad_token_id for tokenizer in tokenizers])
         self.max_tokens = max_tokens
         self.max_chunks = max_tokens // CHUNK_TOKENS
+        self._min_chunks = self.max_chunks if pad_chunks == "longest" else 1
 
     def __call__(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Token ids of all prompts: int64 [prompts, chunks, 77], with as many chunks as the longest one needs.
+        """Token ids of all prompts: int64 [prompts, encoders, chunks, 77], with as many chunks as the longest one needs
+        or always the most.
 
         What a prompt has beyond `max_tokens` is cut.
         """
         encoded = [self._ids(prompt) for prompt in prompts]
         longest = max((len(ids) for ids in encoded), default=0)
-        chunks = min(max(1, -(-longest // CHUNK_TOKENS)), self.max_chunks)
+        chunks = min(max(self._min_chunks, -(-longest // CHUNK_TOKENS)), self.max_chunks)
         return np.stack([self._in_chunks(ids, chunks) for ids in encoded])
 
     def count(self, text: str) -> int:
@@ -48,54 +69,78 @@ class PromptTokenizer:
         return len(self._ids(text))
 
     def longest(self, prompts: int) -> npt.NDArray[np.int64]:
-        """The most tokens that a micro-batch can hold: int64 [prompts, max_chunks, 77]."""
+        """The most tokens that a micro-batch can hold: int64 [prompts, encoders, max_chunks, 77]."""
         ids = [self._tokenizer.eos_token_id] * (self.max_chunks * CHUNK_TOKENS)
         return np.repeat(self._in_chunks(ids, self.max_chunks)[None], prompts, axis=0)
 
     def _ids(self, text: str) -> list[int]:
-        # Where a text writes <|endoftext|>, it is words like others and no end.
+        # Where a text writes <|endoftext|>, or the "!" with which OpenCLIP pads, it is words like others.
         found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         ids: list[int] = found["input_ids"]
         return ids
 
     def _in_chunks(self, ids: list[int], chunks: int) -> npt.NDArray[np.int64]:
-        bos, eos, pad = (
-            self._tokenizer.bos_token_id,
-            self._tokenizer.eos_token_id,
-            self._tokenizer.pad_token_id,
-        )
-        rows = np.full((chunks, CHUNK_TOKENS + 2), pad, dtype=np.int64)
-        rows[:, 0] = bos
-        for i, row in enumerate(rows):
+        rows = np.empty((len(self._pads), chunks, CHUNK_TOKENS + 2), dtype=np.int64)
+        rows[:] = self._pads[:, None, None]
+        rows[:, :, 0] = self._tokenizer.bos_token_id
+        for i in range(chunks):
             part = ids[i * CHUNK_TOKENS : (i + 1) * CHUNK_TOKENS]
-            row[1 : 1 + len(part)] = part
-            row[1 + len(part)] = eos
+            rows[:, i, 1 : 1 + len(part)] = part
+            rows[:, i, 1 + len(part)] = self._tokenizer.eos_token_id
         return rows
 
 
-def encode(text_encoder: CLIPTextModel, input_ids: Tensor, clip_skip: int) -> Tensor:
-    """The UNet's conditioning: every chunk encoded by itself, joined without the inner BOS and EOS positions.
+class Conditioning(NamedTuple):
+    """What the UNet is told of the prompts."""
 
-    The hidden state is taken `clip_skip` layers from the end (1 is the last) and goes through the final layer norm, as
-    SD1.5 does.
+    states: Tensor
+    """[B, 75·chunks + 2 or 77·chunks, D]; D is the sum of the text encoders' widths."""
+    pooled: Tensor | None
+    """[B, P], the projected end of the first chunk from the second text encoder; None where there is but one."""
 
-    Args:
-        input_ids: int64 [B, chunks, 77].
 
-    Returns:
-        [B, 75·chunks + 2, hidden].
+class PromptEncoder:
+    """Every chunk encoded by itself, then joined.
+
+    With one text encoder (SD1.5, SD2) the hidden state `clip_skip` layers from the end (1 is the last) goes through the
+    final layer norm. With two (SDXL, arXiv 2307.01952, section 2.1) the hidden states of both, without that norm, stand
+    side by side, and there is a pooled output.
     """
-    batch, chunks, length = input_ids.shape
-    hidden_states = text_encoder(input_ids.view(batch * chunks, length), output_hidden_states=True).hidden_states
-    states: Tensor = text_encoder.final_layer_norm(hidden_states[-clip_skip])
-    states = states.view(batch, chunks, length, -1)  # [B, n, 77, D]
-    inner = states[:, :, 1:-1].flatten(1, 2)  # [B, 75n, D]
-    return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
 
+    def __init__(
+        self, encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection], clip_skip: int, join_chunks: str
+    ) -> None:
+        self.encoders = tuple(encoders)
+        self.clip_skip = clip_skip
+        self._trim = join_chunks == "trim"
 
-def freeze_unused_layers(text_encoder: CLIPTextModel, clip_skip: int) -> None:
-    """Freeze the layers behind the one that `clip_skip` takes: they get no gradient, and optimizers that wait for
-    every parameter's gradient would wait for ever."""
-    unused: list[nn.Module] = list(text_encoder.encoder.layers)[len(text_encoder.encoder.layers) - clip_skip + 1 :]
-    for layer in unused:
-        layer.requires_grad_(False)
+    def __call__(self, input_ids: Tensor) -> Conditioning:
+        """Encode token ids int64 [B, encoders, chunks, 77]."""
+        batch, _, chunks, length = input_ids.shape
+        outputs = [
+            encoder(ids.reshape(batch * chunks, length), output_hidden_states=True)
+            for encoder, ids in zip(self.encoders, input_ids.unbind(1), strict=True)
+        ]
+        states = [output.hidden_states[-self.clip_skip] for output in outputs]
+        if len(self.encoders) == 1:
+            return Conditioning(self._joined(self.encoders[0].final_layer_norm(states[0]), chunks), None)
+        pooled = outputs[-1].text_embeds.view(batch, chunks, -1)[:, 0]
+        return Conditioning(self._joined(torch.cat(states, dim=-1), chunks), pooled)
+
+    def unused(self) -> Iterator[nn.Module]:
+        """What gets no gradient: optimizers that wait for every parameter's gradient would wait for ever.
+
+        These are the layers behind the one that `clip_skip` takes. Of SDXL, it is those of the first text encoder and
+        its final norm; all of the second has a part in the pooled output.
+        """
+        first = self.encoders[0]
+        yield from first.encoder.layers[len(first.encoder.layers) - self.clip_skip + 1 :]
+        if len(self.encoders) > 1:
+            yield first.final_layer_norm
+
+    def _joined(self, states: Tensor, chunks: int) -> Tensor:
+        states = states.view(-1, chunks, *states.shape[1:])  # [B, n, 77, D]
+        if not self._trim:
+            return states.flatten(1, 2)  # [B, 77n, D]
+        inner = states[:, :, 1:-1].flatten(1, 2)  # [B, 75n, D]
+        return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)

@@ -24,6 +24,22 @@ class WandbConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """The loss on samples that `data.held_out` keeps from training, at fixed timesteps and with fixed noise."""
+
+    every_steps: int = 500
+    """Optimizer steps between validations, beside one before the first step; 0 makes none."""
+    samples: int = 512
+    """At most so many of the samples held out, always the same ones."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0 or self.samples < 1:
+            raise UserError(
+                "monitor.validation.every_steps must not be negative and monitor.validation.samples above 0"
+            )
+
+
+@dataclass
 class SamplesConfig:
     """Grids of fixed prompts and seeds."""
 
@@ -71,6 +87,7 @@ class MonitorConfig:
     """Write TensorBoard's event files."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         if self.flush_every_steps < 1 or self.heartbeat_s <= 0:

@@ -14,8 +14,8 @@ INK, LIGHT = "#1f4e79", "#9dc3e6"
 SMOOTHING_SHARE = 0.02
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw loss, gradient norm, learning rates and speed over the steps of metrics.jsonl; PNG."""
+def draw_curves(lines: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw loss, gradient norm, learning rates and speed over the steps of metrics.jsonl and validation.jsonl; PNG."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
@@ -23,8 +23,12 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     _curve(axes[0, 0], "loss", steps, _column(lines, "loss"))
     _curve(axes[0, 1], "gradient norm before clipping", steps, _column(lines, "grad_norm"))
     _curve(axes[1, 1], "images/s", steps, _column(lines, "images_per_s"))
-    for group in lines[0]["lr"]:
-        axes[1, 0].plot(steps, [line["lr"][group] for line in lines], label=group)
+    if validation:
+        places = [line["step"] for line in validation]
+        axes[0, 0].plot(places, _column(validation, "loss"), "o-", color="#c55a11", markersize=3, label="validation")
+        axes[0, 0].legend(frameon=False)
+    for group in dict.fromkeys(group for line in lines for group in line["lr"]):
+        axes[1, 0].plot(steps, [line["lr"].get(group, np.nan) for line in lines], label=group)
     axes[1, 0].set_title("learning rate", loc="left")
     axes[1, 0].legend(frameon=False)
     for axis in axes.flat:

@@ -4,10 +4,11 @@ import textwrap
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from finetune.model.text import PromptTokenizer, encode
+from finetune.checkpoint.export import Pipeline
+from finetune.model.text import Conditioning, PromptEncoder, PromptTokenizer
 from finetune.monitor.config import SamplesConfig
 
 CAPTION_PX = 28
@@ -16,43 +17,61 @@ GAP_PX = 4
 
 @torch.no_grad()
 def sample_images(
-    pipeline: StableDiffusionPipeline, tokenizer: PromptTokenizer, clip_skip: int, config: SamplesConfig
+    pipeline: Pipeline, tokenizer: PromptTokenizer, encoder: PromptEncoder, config: SamplesConfig
 ) -> list[Image.Image]:
     """One picture for each of the recipe's prompts; picture i starts from the noise of seed + i whatever the batch."""
     pictures: list[Image.Image] = []
     for first in range(0, len(config.prompts), config.batch):
         prompts = list(config.prompts[first : first + config.batch])
         ids = torch.from_numpy(tokenizer([*prompts, *[config.negative_prompt] * len(prompts)])).to(pipeline.device)
-        states = encode(pipeline.text_encoder, ids, clip_skip)
         generators = [torch.Generator().manual_seed(config.seed + first + i) for i in range(len(prompts))]
-        pictures += pipeline(
-            prompt_embeds=states[: len(prompts)],
-            negative_prompt_embeds=states[len(prompts) :],
+        latents = pipeline(
+            **_embeddings(encoder(ids), len(prompts)),
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,
             guidance_rescale=config.guidance_rescale,
             width=config.width_px,
             height=config.height_px,
             generator=generators,
+            output_type="latent",
         ).images
+        pictures += _decoded(pipeline, latents)
+    return pictures
+
+
+def _embeddings(conditioning: Conditioning, prompts: int) -> dict[str, Tensor]:
+    """The pipeline's arguments for this many prompts, which negative ones follow."""
+    states, pooled = conditioning
+    embeddings = {"prompt_embeds": states[:prompts], "negative_prompt_embeds": states[prompts:]}
+    if pooled is not None:
+        embeddings |= {"pooled_prompt_embeds": pooled[:prompts], "negative_pooled_prompt_embeds": pooled[prompts:]}
+    return embeddings
+
+
+def _decoded(pipeline: Pipeline, latents: Tensor) -> list[Image.Image]:
+    """Pictures of scaled latents [B, C, h, w], decoded in the VAE's own precision: SDXL's overflows in fp16."""
+    vae = pipeline.vae
+    with torch.autocast(latents.device.type, enabled=False):
+        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    pictures: list[Image.Image] = pipeline.image_processor.postprocess(decoded)
     return pictures
 
 
 def sample_grid(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     tokenizer: PromptTokenizer,
-    clip_skip: int,
+    encoder: PromptEncoder,
     config: SamplesConfig,
     autocast: torch.autocast,
 ) -> Image.Image:
     """Sample the recipe's prompts with the live model, in evaluation mode meanwhile, as one captioned picture."""
-    parts = [pipeline.unet, pipeline.text_encoder]
+    parts = [pipeline.unet, *encoder.encoders]
     training = [part.training for part in parts]
     try:
         for part in parts:
             part.eval()
         with autocast:
-            pictures = sample_images(pipeline, tokenizer, clip_skip, config)
+            pictures = sample_images(pipeline, tokenizer, encoder, config)
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)

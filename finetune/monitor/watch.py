@@ -67,8 +67,10 @@ class Watch:
         self._events = EventLog(folder / "events.jsonl")
         self._save_recipe(recipe, done_steps)
         self._metrics = MetricsLog(folder / "metrics.jsonl")
+        self._validation = MetricsLog(folder / "validation.jsonl")
         self._ledger = Ledger(folder / "ledger")
         superseded = self._metrics.supersede(done_steps)
+        self._validation.supersede(done_steps)
         self._ledger.supersede(done_steps)
         self._notes = notes
         self._paused = False
@@ -156,6 +158,21 @@ class Watch:
         save_grid(grid, self.folder / "samples", step)
         self._trackers.image(step, "samples", grid)
 
+    def validated(self, step: int, values: Values) -> None:
+        """Keep a validation's figures."""
+        self._validation.record({"step": step, **values})
+        self._validation.flush()
+        deciles = {f"validation/timesteps_{i}0%": loss for i, loss in enumerate(values["by_decile"])}
+        aspects = {f"validation/{aspect}": loss for aspect, loss in values["by_aspect"].items()}
+        figures = {"validation/loss": values["loss"], **deciles, **aspects}
+        self._trackers.log(step, {name: loss for name, loss in figures.items() if loss is not None})
+        self.say(f"validation after step {step:,}: loss {values['loss']:.5f} on {values['samples']} samples")
+
+    def phase_began(self, step: int, number: int) -> None:
+        """Note that a phase begins after a step."""
+        self.event("phase", step=step, number=number)
+        self.say(f"phase {number} begins after step {step:,}")
+
     def saved(self, step: int, checkpoint: Path) -> None:
         """Note a checkpoint."""
         self._status.update(checkpoint=checkpoint.name)
@@ -172,7 +189,8 @@ class Watch:
 
     def curves(self) -> Path:
         """Draw the whole run's curves."""
-        return draw_curves(read_lines(self.folder / "metrics.jsonl"), self.folder / "curves.png")
+        lines, validation = (read_lines(self.folder / f"{name}.jsonl") for name in ("metrics", "validation"))
+        return draw_curves(lines, validation, self.folder / "curves.png")
 
     def _keep_journal(self, journal: Journal) -> None:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.config import Config
+from finetune.config import Config, phases, plan_settings
 from finetune.data.ahead import cache_needed
 from finetune.data.plan import Plan
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.remote import is_remote
-from finetune.phases import Phases
+from finetune.phases import Phase, Phases
 from finetune.recipes import read_recipe
 from finetune.runs.folder import AsJson
 
@@ -33,7 +34,7 @@ def plan(
         print(json.dumps(facts, indent=1))
         return
     console = Console()
-    for table in (_summary(facts), _sources(facts), _buckets(facts), _epochs(facts)):
+    for table in (_summary(facts), _sources(facts), _phases(facts), *_buckets(facts), _epochs(facts)):
         console.print(table)
 
 
@@ -43,12 +44,13 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
     Raises:
         UserError: the data cannot be used.
     """
-    settings = PlanSettings(config.train.micro_batch, config.train.global_batch, config.run.seed)
     with tempfile.TemporaryDirectory() as kept:
-        dataset = DataSet(config.data, settings, Path(kept))
+        dataset = DataSet(config.data, plan_settings(config), Path(kept))
         journal = dataset.began()
         plan, sources = dataset.plan(journal), dataset.sources(journal)
-        steps = Phases(config.phases, config.optim, plan).total_steps
+        unfolded = phases(config)
+        laid = Phases(unfolded, plan)
+        steps = laid.total_steps
         epochs = [_epoch(plan, epoch) for epoch in range(plan.epoch_of_step(steps - 1) + 1)]
         per_epoch = epochs[0]["draws"]
         told = _told(dataset)
@@ -59,11 +61,10 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
             "samples": sum(source["samples"] for source in told),
             "draws_per_epoch": per_epoch,
             "global_batch": config.train.global_batch,
-            "micro_batch": config.train.micro_batch,
+            "phases": [_phase(number, phase, laid, plan) for number, phase in enumerate(unfolded, 1)],
             "steps": steps,
             "steps_per_epoch": per_epoch / config.train.global_batch,
             "epochs": epochs,
-            "buckets": _bucket_facts(plan),
             "excluded": len(journal.excluded(0)),
             "cache_bytes": round(config.data.cache.size_gib * GIB),
             "cache_needed_bytes": cache_needed(plan, sources, config.data.cache.windows_ahead),
@@ -108,12 +109,28 @@ def _epoch(plan: Plan, epoch: int) -> dict[str, Any]:
     }
 
 
-def _bucket_facts(plan: Plan) -> list[dict[str, Any]]:
-    emitted, waiting = plan.emitted(0), plan.waiting(0)
+def _phase(number: int, phase: Phase, phases: Phases, plan: Plan) -> dict[str, Any]:
+    steps = phases.span(number)
+    return {
+        "phase": number,
+        "until": str(phase.end),
+        "first_step": steps.start,
+        "steps": len(steps),
+        "micro_batch": phase.micro_batch,
+        "resolution_px": phase.buckets.resolution_px,
+        "optimizer": phase.optim.name,
+        "lr": phase.optim.lr,
+        "text_encoder_lr": phase.optim.text_encoder_lr,
+        "buckets": _bucket_facts(plan, plan.epoch_of_step(steps.start), phase.micro_batch),
+    }
+
+
+def _bucket_facts(plan: Plan, epoch: int, micro_batch: int) -> list[dict[str, Any]]:
+    emitted, waiting = plan.emitted(epoch), plan.waiting(epoch)
     facts = []
-    for bucket in plan.buckets.tolist():
+    for bucket in plan.chapter(epoch).buckets.tolist():
         width, height = (int(side) for side in plan.sizes[bucket])
-        draws = int(emitted[bucket]) * plan.micro_batch + int(waiting[bucket])
+        draws = int(emitted[bucket]) * micro_batch + int(waiting[bucket])
         facts.append(
             {
                 "bucket": bucket,
@@ -153,12 +170,37 @@ def _sources(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _buckets(facts: dict[str, Any]) -> Table:
-    table = Table("bucket", "draws", "micro-batches", "left over", title="first epoch", title_justify="left")
-    for bucket in facts["buckets"]:
-        size = f"{bucket['width_px']}×{bucket['height_px']}"
-        table.add_row(size, *(f"{bucket[name]:,}" for name in ("draws", "micro_batches", "draws_left_over")))
+def _phases(facts: dict[str, Any]) -> Table:
+    names = (
+        "phase",
+        "until",
+        "first_step",
+        "steps",
+        "micro_batch",
+        "resolution_px",
+        "optimizer",
+        "lr",
+        "text_encoder_lr",
+    )
+    table = Table(*(name.replace("_", " ") for name in names), title="phases", title_justify="left")
+    for phase in facts["phases"]:
+        table.add_row(*(f"{phase[name]:,}" if isinstance(phase[name], int) else str(phase[name]) for name in names))
     return table
+
+
+def _buckets(facts: dict[str, Any]) -> Iterator[Table]:
+    """A table for every phase whose buckets are not those of the one before."""
+    before = None
+    for phase in facts["phases"]:
+        shape = (phase["micro_batch"], [(bucket["width_px"], bucket["height_px"]) for bucket in phase["buckets"]])
+        if shape != before:
+            title = f"first epoch of phase {phase['phase']}"
+            table = Table("bucket", "draws", "micro-batches", "left over", title=title, title_justify="left")
+            for bucket in phase["buckets"]:
+                size = f"{bucket['width_px']}×{bucket['height_px']}"
+                table.add_row(size, *(f"{bucket[name]:,}" for name in ("draws", "micro_batches", "draws_left_over")))
+            yield table
+        before = shape
 
 
 def _epochs(facts: dict[str, Any]) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 from finetune.data.buckets import I64, assign_buckets, bucket_sizes
 from finetune.data.config import BucketsConfig
 from finetune.data.layout import Layout, SourceSamples
-from finetune.data.plan import Plan
+from finetune.data.plan import Chapter, Plan
 from tests.bench.figure import Figure
 from tests.bench.timing import forget_peak, in_fresh_process, peak_mib
 
@@ -72,7 +72,7 @@ def planned(samples: int, repeats: Fraction) -> Planned:
     buckets = assign_buckets(widths, heights, BUCKETS)
     sizes = bucket_sizes(BUCKETS)
     layout = Layout([SourceSamples(0, first_rows, buckets, repeats)], sizes, window_shards=16, seed=5)
-    plan = Plan([layout], sizes, micro_batch=8, global_batch=256, seed=5)
+    plan = Plan([Chapter(layout, 8)], sizes, global_batch=256, seed=5)
     plan.step(0)
     first_s, grown_mib = time.perf_counter() - began, peak_mib() - before_mib
     plan.step(plan.steps(FAR_EPOCHS))

@@ -143,8 +143,8 @@ def _made_up(folder: Path) -> Path:
 def _tokenizer(work: Path, shared: Path | None, names: list[str]) -> PromptTokenizer:
     if shared:
         clip = CLIPTokenizer.from_pretrained(shared / "clip_tokenizer", model_max_length=77)
-        return PromptTokenizer(clip, MAX_TOKENS)
-    return PromptTokenizer(train_tokenizer(names, work / "tokenizer"), MAX_TOKENS)
+        return PromptTokenizer([clip], MAX_TOKENS)
+    return PromptTokenizer([train_tokenizer(names, work / "tokenizer")], MAX_TOKENS)
 
 
 def _decode_s(shared: Path | None) -> float:

@@ -8,9 +8,10 @@ from typing import Any
 from data_tools.demo.tiny_model import train_tokenizer
 from finetune.data.config import CacheConfig, DataConfig
 from finetune.data.loader import LatentShape
-from finetune.data.prepare import PlanSettings
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
+from finetune.data.shapes import PlanSettings, Shape
+from finetune.diffusion.config import DiffusionConfig
 from finetune.feed import Feed
 from finetune.model.text import PromptTokenizer
 from tests.bench.pictures import BUCKETS, WORDS, jpeg, pictures, write_shards
@@ -48,7 +49,7 @@ def shards(work: Path, shared: Path | None) -> Path:
 
 def tokenizer(work: Path) -> PromptTokenizer:
     """A tokenizer of the labels' words."""
-    return PromptTokenizer(train_tokenizer(WORDS * 100, work / "tokenizer"), MAX_TOKENS)
+    return PromptTokenizer([train_tokenizer(WORDS * 100, work / "tokenizer")], MAX_TOKENS)
 
 
 def data_config(location: Path | str, cache: Path, **changes: Any) -> DataConfig:
@@ -60,8 +61,9 @@ def data_config(location: Path | str, cache: Path, **changes: Any) -> DataConfig
 
 def opened(config: DataConfig, work: Path, **settings: int) -> Feed:
     """The data of a run that begins."""
-    wanted = {"micro_batch": MICRO_BATCH, "global_batch": GLOBAL_BATCH, "seed": SEED, **settings}
-    feed = Feed(config, POLICIES, PlanSettings(**wanted), work / "run", Alone())
+    wanted = {"micro_batch": MICRO_BATCH, "global_batch": GLOBAL_BATCH, **settings}
+    shapes = (Shape(0, config.buckets, wanted["micro_batch"]),)
+    feed = Feed(config, POLICIES, PlanSettings(shapes, wanted["global_batch"], SEED), work / "run", Alone())
     feed.begin(None, 0)
     return feed
 
@@ -69,10 +71,10 @@ def opened(config: DataConfig, work: Path, **settings: int) -> Feed:
 def drain(feed: Feed, steps: range, tokenize: PromptTokenizer, latents: LatentShape = LATENTS) -> float:
     """Take all batches of some steps; seconds to the first, from the opening of the loader on."""
     first_s, began = 0.0, time.perf_counter()
-    with feed.batches(steps, tokenize, latents, timesteps=1000, pin=False) as batches:
+    with feed.batches(steps, tokenize, latents, diffusion=DiffusionConfig(), pin=False) as batches:
         for step in steps:
             batches.reached(step)
-            for _ in range(feed.plan.micro_batches_per_step):
+            for _ in range(feed.plan.global_batch // feed.plan.micro_batch(step)):
                 next(batches)
                 first_s = first_s or time.perf_counter() - began
     return first_s

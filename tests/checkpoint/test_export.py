@@ -1,85 +1,205 @@
 """Exports: what others load, and how they sample it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
-from transformers import CLIPTextModel
+from torch import Tensor
 
-from finetune.checkpoint.export import build_pipeline, export, sampling_scheduler
+from finetune.checkpoint.export import build_pipeline, export, export_file, sampling_scheduler
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.schedule import Schedule
 from finetune.model.config import ModelConfig
-from finetune.model.families import load_components
-from finetune.model.text import encode
+from finetune.model.families import Components, load_components
+from finetune.model.text import PromptTokenizer
+
+OBJECTIVES = [
+    {"prediction": "v"},
+    {"prediction": "v", "zero_terminal_snr": False, "beta_schedule": "linear"},
+    {"prediction": "epsilon", "zero_terminal_snr": False},
+    {"prediction": "epsilon", "zero_terminal_snr": False, "beta_schedule": "cosine"},
+    {"prediction": "x0"},
+]
+PREDICTION_TYPES = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
 
 
-@pytest.fixture
-def exported(tiny_model: Path, tmp_path: Path) -> Path:
-    parts = load_components(ModelConfig(path=str(tiny_model)))
-    with torch.no_grad():
-        for parameter in parts.unet.parameters():
-            parameter.add_(0.01)
-    pipeline = build_pipeline(parts.unet, parts.vae, parts.text_encoder, parts.tokenizer, DiffusionConfig())
-    return export(pipeline, tmp_path / "export", model=ModelConfig(path="x", clip_skip=2), steps=1234)
+def loaded(folder: Path, **settings: Any) -> Components:
+    return load_components(ModelConfig(path=str(folder), **settings))
 
 
-def test_diffusers_loads_and_samples_it(exported: Path) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(exported)
+def exported(folder: Path, out: Path, clip_skip: int | None = None, **diffusion: Any) -> Path:
+    pipeline = build_pipeline(loaded(folder), DiffusionConfig(**diffusion))
+    return export(pipeline, out, model=ModelConfig(path="x", clip_skip=clip_skip), steps=1234)
+
+
+def opened(folder: Path) -> DiffusionPipeline:
+    """An export as diffusers opens it without being told what it is."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 4, "height": 64, "width": 64, "output_type": "np"}
+    return pipeline
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
+def test_diffusers_loads_and_samples_it(twin: Path, tiny_sdxl: Path, tmp_path: Path, objective: dict[str, Any]) -> None:
+    pipeline = opened(exported(twin, tmp_path, **objective))
+    assert type(pipeline) is (StableDiffusionXLPipeline if twin == tiny_sdxl else StableDiffusionPipeline)
+    assert type(pipeline.scheduler) is DDIMScheduler
+    assert pipeline.scheduler.config.prediction_type == PREDICTION_TYPES[objective["prediction"]]
+    options = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
     generator = torch.Generator().manual_seed(0)
     picture = pipeline("a picture", guidance_rescale=0.7, generator=generator, **options).images[0]
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
 
 
-def test_the_scheduler_is_the_one_that_was_trained_for(exported: Path) -> None:
-    scheduler = DDIMScheduler.from_pretrained(exported, subfolder="scheduler")
-    trained = Schedule(DiffusionConfig()).signal.float() ** 2
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
+def test_the_scheduler_has_the_schedule_that_was_trained(objective: dict[str, Any]) -> None:
+    config = DiffusionConfig(**objective)
+    scheduler = sampling_scheduler(config)
+    trained = Schedule(config).signal.float() ** 2
     assert torch.allclose(scheduler.alphas_cumprod, trained, atol=1e-5)
-    assert scheduler.config.prediction_type == "v_prediction"
     scheduler.set_timesteps(25)
-    assert scheduler.timesteps[0] == 999  # trailing: sampling starts at pure noise
+    assert scheduler.timesteps[0] == 999  # trailing: sampling starts at the last timestep
     assert len(scheduler.timesteps) == 25
 
 
-def test_one_exact_step_of_the_sampler_finds_the_latents() -> None:
-    # With a perfect v at the last timestep, one DDIM step from pure noise lands on the data, up to the first alpha.
-    scheduler = sampling_scheduler(DiffusionConfig())
-    scheduler.set_timesteps(1)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
+@pytest.mark.parametrize("timestep", [999, 500])
+def test_one_exact_step_of_the_sampler_finds_the_latents(objective: dict[str, Any], timestep: int) -> None:
+    scheduler = sampling_scheduler(DiffusionConfig(**objective))
+    scheduler.set_timesteps(2)
+    signal = float(scheduler.alphas_cumprod[timestep]) ** 0.5
+    deviation = (1.0 - signal**2) ** 0.5
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = scheduler.step(-latents, 999, noise).pred_original_sample
-    assert torch.allclose(found, latents, atol=1e-5)
+    exact = {"v": signal * noise - deviation * latents, "epsilon": noise, "x0": latents}[objective["prediction"]]
+    found = scheduler.step(exact, timestep, signal * latents + deviation * noise).pred_original_sample
+    # Where next to nothing but noise is left, epsilon is divided by a signal of a few thousandths.
+    assert torch.allclose(found, latents, atol=1e-5 if objective["prediction"] != "epsilon" else 1e-6 / signal + 1e-5)
 
 
-def test_trained_weights_are_what_is_written(exported: Path, tiny_model: Path) -> None:
-    before = load_components(ModelConfig(path=str(tiny_model))).unet.state_dict()
-    after = load_components(ModelConfig(path=str(exported))).unet.state_dict()
-    assert all(torch.allclose(after[name], before[name] + 0.01) for name in before)
+def test_every_tensor_comes_back(twin: Path, tmp_path: Path) -> None:
+    components = loaded(twin)
+    with torch.no_grad():
+        for module in components.modules.values():
+            for parameter in module.parameters():
+                parameter.add_(0.01)
+    pipeline = build_pipeline(components, DiffusionConfig())
+    again = loaded(export(pipeline, tmp_path, model=ModelConfig(path="x"), steps=1))
+    assert again.modules.keys() == components.modules.keys()
+    for name, module in components.modules.items():
+        before, after = module.state_dict(), again.modules[name].state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[key], value) for key, value in before.items()), name
 
 
-def test_the_text_encoder_has_the_names_that_other_programs_expect(exported: Path) -> None:
-    with safe_open(exported / "text_encoder" / "model.safetensors", "pt") as file:
-        names = set(file.keys())
-    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
+@torch.no_grad()
+@pytest.mark.parametrize("clip_skip", [None, 1, 2, 3])
+def test_the_pipeline_reads_prompts_as_they_were_trained(
+    twin: Path, tiny_sdxl: Path, tmp_path: Path, clip_skip: int | None
+) -> None:
+    trained = loaded(twin, clip_skip=clip_skip)
+    prompts = ["picture number 3", "", "tag 7, tag 12"]
+    ids = torch.from_numpy(PromptTokenizer(trained.tokenizers, 75)(prompts))
+    states, pooled = trained.prompt_encoder(ids)
+    sdxl = twin == tiny_sdxl
+    given = {"clip_skip": clip_skip - 2} if sdxl and clip_skip else {}
+    pipeline = opened(exported(twin, tmp_path, clip_skip))
+    found = pipeline.encode_prompt(
+        prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, **given
+    )
+    assert torch.allclose(found[0], states, atol=1e-5)
+    if sdxl:
+        assert torch.allclose(found[2], pooled, atol=1e-5)
+        # What leads away is read from the penultimate layer always, and nothing given is an empty prompt.
+        penultimate = loaded(twin).prompt_encoder(ids)
+        assert torch.allclose(found[1], penultimate.states[1].expand_as(found[1]), atol=1e-5)
+        assert torch.allclose(found[3], penultimate.pooled[1].expand_as(found[3]), atol=1e-5)
+    else:
+        assert torch.allclose(found[1], states[1].expand_as(found[1]), atol=1e-5)
 
 
-def test_the_text_encoder_gives_by_default_what_clip_skip_trained(exported: Path, tiny_model: Path) -> None:
-    whole = CLIPTextModel.from_pretrained(tiny_model, subfolder="text_encoder").eval()
-    cut = CLIPTextModel.from_pretrained(exported, subfolder="text_encoder").eval()
-    ids = torch.arange(77)[None] % 50
-    assert torch.allclose(cut(ids).last_hidden_state, encode(whole, ids[None], clip_skip=2), atol=1e-6)
-    assert cut.config.num_hidden_layers == whole.config.num_hidden_layers - 1
+def layers(folder: Path, part: str) -> int:
+    return int(json.loads((folder / part / "config.json").read_text())["num_hidden_layers"])
 
 
-def test_nothing_is_pickled_and_the_card_says_how_to_sample(exported: Path) -> None:
-    assert not [*exported.rglob("*.bin"), *exported.rglob("*.pt"), *exported.rglob("*.ckpt")]
-    card = (exported / "README.md").read_text()
-    assert "1,234 optimizer steps" in card
-    assert "Trained with clip skip 2" in card
-    assert "zero terminal SNR" in card
+def test_the_layers_that_clip_skip_leaves_out_stay_in_sdxl_alone(
+    tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    assert layers(exported(tiny_sd15, tmp_path / "sd15", 2), "text_encoder") == 2
+    folder = exported(tiny_sdxl, tmp_path / "sdxl", 3)
+    assert (layers(folder, "text_encoder"), layers(folder, "text_encoder_2")) == (3, 4)
+
+
+def test_text_encoders_have_the_names_that_other_programs_expect(twin: Path, tmp_path: Path) -> None:
+    folder = exported(twin, tmp_path)
+    for path in folder.glob("text_encoder*/model.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in file.keys()  # noqa: SIM118
+
+
+def test_nothing_is_pickled(twin: Path, tmp_path: Path) -> None:
+    folder = exported(twin, tmp_path)
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}
+
+
+def card(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
+def test_the_card_of_sd15_says_how_to_sample(tiny_sd15: Path, tmp_path: Path) -> None:
+    text = card(exported(tiny_sd15, tmp_path / "v", 2))
+    assert "1,234 optimizer steps" in text
+    assert "v-prediction with zero terminal SNR" in text
+    assert "pipeline(prompt, guidance_scale=7.0, guidance_rescale=0.7)" in text
+    assert "Trained with clip skip 2. The text encoder in this folder ends at the layer that was trained" in text
+    text = card(exported(tiny_sd15, tmp_path / "epsilon", prediction="epsilon", zero_terminal_snr=False))
+    assert "(epsilon, trailing spacing)" in text
+    assert "pipeline(prompt, guidance_scale=7.0)" in text
+
+
+@pytest.mark.parametrize(("clip_skip", "theirs"), [(None, None), (2, None), (1, -1), (3, 1)])
+def test_the_card_of_sdxl_says_what_clip_skip_diffusers_needs(
+    tiny_sdxl: Path, tmp_path: Path, clip_skip: int | None, theirs: int | None
+) -> None:
+    text = card(exported(tiny_sdxl, tmp_path, clip_skip))
+    assert f"Trained with clip skip {clip_skip or 2}." in text
+    call = next(line for line in text.splitlines() if line.startswith("pipeline("))
+    assert call.endswith("guidance_rescale=0.7)" if theirs is None else f", clip_skip={theirs})")
+
+
+@torch.no_grad()
+def test_the_single_file_loads_by_diffusers(twin: Path, tmp_path: Path) -> None:
+    components = loaded(twin)
+    file = export_file(components, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+    kind = StableDiffusionPipeline if len(components.tokenizers) == 1 else StableDiffusionXLPipeline
+    pipeline = kind.from_single_file(str(file), config=str(twin))
+    for name in ("unet", "vae"):
+        after: dict[str, Tensor] = getattr(pipeline, name).state_dict()
+        before = components.modules[name].state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[key], value) for key, value in before.items()), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "markers"),
+    [
+        ({"prediction": "v"}, {"v_pred", "ztsnr"}),
+        ({"prediction": "v", "zero_terminal_snr": False}, {"v_pred"}),
+        ({"prediction": "epsilon", "zero_terminal_snr": False}, set()),
+    ],
+)
+def test_the_single_file_says_what_is_predicted(
+    twin: Path, tiny_sdxl: Path, tmp_path: Path, objective: dict[str, Any], markers: set[str]
+) -> None:
+    file = export_file(loaded(twin), DiffusionConfig(**objective), tmp_path / "model.safetensors", steps=7)
+    with safe_open(file, "pt") as opened_file:
+        metadata, names = opened_file.metadata(), set(opened_file.keys())
+    assert metadata["modelspec.prediction_type"] == objective["prediction"]
+    assert metadata["longhaul.steps"] == "7"
+    assert {"v_pred", "ztsnr"} & names == (markers if twin == tiny_sdxl else set())

@@ -1,5 +1,7 @@
 """What must not change between a checkpoint and the run that goes on from it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,39 +10,52 @@ import pytest
 from finetune.checkpoint.resume import check_identity, package_versions
 from finetune.checkpoint.store import Checkpoint
 from finetune.data.config import BucketsConfig, DataConfig, SourceConfig
-from finetune.data.prepare import PlanSettings
+from finetune.data.shapes import PlanSettings, Shape
 from finetune.errors import UserError
 from finetune.feed import plan_identity
 
-BASE = PlanSettings(micro_batch=4, global_batch=16, seed=1)
+SMALL, LARGE = BucketsConfig(512, 768), BucketsConfig(1024, 1536)
+FIRST, LATER = Shape(0, SMALL, 4), Shape(3, LARGE, 2)
+BASE = PlanSettings((FIRST,), global_batch=16, seed=1)
 DATA = DataConfig(shards="x")
 
 
-def checkpoint_of(data: DataConfig, settings: PlanSettings) -> Checkpoint:
-    return Checkpoint(Path("step-5"), 5, 1, {"identity": plan_identity(data, settings)}, {})
+def checkpoint_of(data: DataConfig, settings: PlanSettings, settled: Sequence[int] = ()) -> Checkpoint:
+    return Checkpoint(Path("step-5"), 5, 1, {"identity": plan_identity(data, settings, settled)}, {})
 
 
 @pytest.mark.parametrize(
     ("settings", "data", "name"),
     [
-        (PlanSettings(4, 16, 2), DATA, r"run\.seed was 1"),
-        (PlanSettings(8, 16, 1), DATA, r"train\.micro_batch was 4 .* and is 8 now"),
-        (PlanSettings(4, 32, 1), DATA, r"train\.global_batch"),
+        (replace(BASE, seed=2), DATA, r"run\.seed was 1"),
+        (replace(BASE, shapes=(replace(FIRST, micro_batch=8),)), DATA, r"train\.micro_batch was 4 .* and is 8 now"),
+        (replace(BASE, shapes=(replace(FIRST, buckets=LARGE),)), DATA, r"data\.buckets"),
+        (replace(BASE, global_batch=32), DATA, r"train\.global_batch"),
+        (BASE, DataConfig(shards="x", held_out=0.1), r"data\.held_out was 0\.0"),
         (BASE, DataConfig(shards="x", window_shards=2), r"data\.window_shards was 16"),
-        (BASE, DataConfig(shards="x", buckets=BucketsConfig(step_px=32)), r"data\.buckets"),
         (BASE, DataConfig(sources={"shards": SourceConfig("x", repeats=2.0)}), r"data\.sources and their repeats"),
     ],
 )
 def test_whatever_changes_the_plan_is_refused_by_name(settings: PlanSettings, data: DataConfig, name: str) -> None:
     checkpoint = checkpoint_of(DATA, BASE)
-    check_identity(checkpoint, plan_identity(DATA, BASE))
+    check_identity(checkpoint, plan_identity(DATA, BASE, ()))
     with pytest.raises(UserError, match=name):
-        check_identity(checkpoint, plan_identity(data, settings))
+        check_identity(checkpoint, plan_identity(data, settings, ()))
+
+
+def test_a_shape_that_has_begun_must_stay_and_a_later_one_may_change() -> None:
+    two = replace(BASE, shapes=(FIRST, LATER))
+    begun = checkpoint_of(DATA, two, settled=[3])
+    check_identity(begun, plan_identity(DATA, two, [3]))
+    for changed in (BASE, replace(BASE, shapes=(FIRST, replace(LATER, micro_batch=1)))):
+        with pytest.raises(UserError, match="phases that change the data's shape"):
+            check_identity(begun, plan_identity(DATA, changed, [3]))
+    check_identity(checkpoint_of(DATA, two), plan_identity(DATA, BASE, ()))
 
 
 def test_what_does_not_change_the_plan_may_change() -> None:
     moved: Any = DataConfig(shards="/moved", workers=9, flip=0.5)
-    check_identity(checkpoint_of(DATA, BASE), plan_identity(moved, BASE))
+    check_identity(checkpoint_of(DATA, BASE), plan_identity(moved, BASE, ()))
 
 
 def test_versions_name_what_results_depend_on() -> None:

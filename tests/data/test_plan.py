@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.data.buckets import NONE
 from finetune.data.layout import Layout, SourceSamples
-from finetune.data.plan import FILL, Draw, MicroBatch, Plan, _last
+from finetune.data.plan import FILL, Chapter, Draw, MicroBatch, Plan, _last
 from finetune.data.samples import ids_of_rows, place_of
 
 SIZES = np.array([[64, 128], [96, 96], [128, 64], [48, 160]])
@@ -51,9 +51,8 @@ class Recipe:
             )
             for first, sources in self.editions
         ]
-        return Plan(
-            layouts, SIZES, micro_batch=self.micro_batch, global_batch=self.micro_batch * self.per_step, seed=seed
-        )
+        chapters = [Chapter(layout, self.micro_batch) for layout in layouts]
+        return Plan(chapters, SIZES, global_batch=self.micro_batch * self.per_step, seed=seed)
 
 
 def samples(number: int, made: Made, spread: int = 4) -> SourceSamples:
@@ -186,7 +185,12 @@ def test_an_edition_begins_at_an_epoch_s_border_and_closes_the_one_before(
     assert own[0] == border * 21
     assert all(place_of(d.sample).shard < 2 for d in first if place_of(d.sample).source == 0)
     filled = [draw for draw in first if draw.repeat >= FILL]
-    assert len(filled) < len(SIZES) * micro_batch
+    assert len(filled) < (len(SIZES) + per_step) * micro_batch
+    # A step is of one edition.
+    assert plan.draws(border) % (micro_batch * per_step) == 0
+    assert plan.first_step(border) * micro_batch * per_step == plan.draws(border)
+    for step in range(plan.steps(border + 1)):
+        assert len({draw.epoch < border for m in plan.step(step) for draw in m.draws}) == 1
     assert any(place_of(d.sample)[:2] == (0, 2) for d in every if d.epoch >= border)
 
 
@@ -197,7 +201,7 @@ def test_the_sources_are_mixed_in_proportion_in_every_window() -> None:
     plan = recipe.plan()
     windows = plan.window_count(0)
     assert windows == 6
-    layout = plan._layouts[0]
+    layout = plan.chapter(0).layout
     counts = [Counter(place_of(int(s)).source for s in layout.window(0, w).samples) for w in range(windows)]
     for count in counts:
         assert count[0] == 120
@@ -206,7 +210,7 @@ def test_the_sources_are_mixed_in_proportion_in_every_window() -> None:
 
 
 def test_repeats_of_a_sample_are_spread_over_the_epoch() -> None:
-    layout = Recipe(((0, (Made((60,) * 6, Fraction(3)),)),)).plan()._layouts[0]
+    layout = Recipe(((0, (Made((60,) * 6, Fraction(3)),)),)).plan().chapter(0).layout
     for window in range(9):
         samples_drawn = layout.window(0, window).samples
         assert len(set(samples_drawn.tolist())) == len(samples_drawn)
@@ -266,7 +270,7 @@ def test_a_rare_bucket_s_draws_wait_for_their_micro_batch() -> None:
     # 5 samples of a bucket in micro-batches of 4: the fifth is trained with the next epoch's first three.
     buckets = np.array([0] * 16 + [1] * 5, dtype=np.uint16)
     source = SourceSamples(0, np.array([0, 21]), buckets, Fraction(1))
-    plan = Plan([Layout([source], SIZES, window_shards=1, seed=3)], SIZES, micro_batch=4, global_batch=4, seed=3)
+    plan = Plan([Chapter(Layout([source], SIZES, window_shards=1, seed=3), 4)], SIZES, global_batch=4, seed=3)
     rare = [m for step in range(12) for m in plan.step(step) if m.bucket == 1]
     assert rare[0].epochs.tolist() == [0, 0, 0, 0]
     assert rare[1].epochs.tolist() == [0, 1, 1, 1]
@@ -295,3 +299,63 @@ def test_the_last_epoch_is_found_from_any_guess(last: int, guess: int) -> None:
 
     assert _last(reached, guess) == last
     assert len(looked) <= 2 * abs(guess - last).bit_length() + 4
+
+
+def two_shapes(border: int, first: int, second: int, per_step: int, shards: tuple[int, ...]) -> Plan:
+    """A plan whose samples lie in other buckets and micro-batches from an epoch on."""
+    made = Made(shards)
+    before, after = (
+        Layout([samples(0, made, spread)], SIZES, window_shards=2, seed=1, first_epoch=epoch)
+        for epoch, spread in ((0, 3), (border, 2))
+    )
+    chapters = [Chapter(before, first), Chapter(after, second, len(SIZES))]
+    return Plan(chapters, np.concatenate([SIZES, 2 * SIZES]), global_batch=first * second * per_step, seed=1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.lists(st.integers(5, 20), min_size=1, max_size=4).map(tuple),
+)
+def test_a_shape_changes_at_an_epoch_s_border_and_nothing_is_lost(
+    border: int, first: int, second: int, per_step: int, shards: tuple[int, ...]
+) -> None:
+    plan = two_shapes(border, first, second, per_step, shards)
+    begins, end = plan.first_step(border), plan.steps(border + 6)
+    assert begins == plan.steps(border)
+    for step in range(end):
+        micro_batches = plan.step(step)
+        of_second = step >= begins
+        size = second if of_second else first
+        assert plan.micro_batch(step) == size
+        assert [len(m.samples) for m in micro_batches] == [size] * (plan.global_batch // size)
+        assert [m.first_slot for m in micro_batches] == list(range(0, plan.global_batch, size))
+        assert all((m.bucket >= len(SIZES)) == of_second for m in micro_batches)
+        assert all((d.epoch >= border) == of_second for m in micro_batches for d in m.draws)
+    every = draws(plan, range(end))
+    assert len(set(every)) == len(every)
+    for epoch in range(border + 1):
+        drawn = [d.sample for d in every if d.epoch == epoch and d.repeat < FILL]
+        assert sorted(drawn) == ids_of_rows(np.arange(sum(shards)), 0, np.cumsum([0, *shards])).tolist()
+
+
+def test_the_largest_micro_batch_of_what_is_still_to_come() -> None:
+    plan = two_shapes(1, 4, 1, 2, (20, 20))
+    assert plan.largest(0) == (4, 96, 96)
+    assert plan.largest(plan.first_step(1)) == (1, 192, 192)
+
+
+def test_a_shape_may_begin_elsewhere_until_its_border_has_shaped_a_step() -> None:
+    shards = (20, 20)
+    plan, later = two_shapes(2, 4, 2, 1, shards), two_shapes(3, 4, 2, 1, shards)
+    moved = next(
+        step for step in range(100) if draws(plan, range(step, step + 1)) != draws(later, range(step, step + 1))
+    )
+    assert plan.settled(moved) == []
+    assert plan.settled(plan.first_step(2)) == [2]
+    # What has been done under the one plan is what the other would have done, as long as nothing is settled.
+    free = max(step for step in range(plan.first_step(2) + 1) if plan.settled(step) == [])
+    assert draws(plan, range(free)) == draws(later, range(free))

@@ -5,13 +5,14 @@ Args: strategy, optimizer, output file, folder to save states to, folder to load
 
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from finetune.distributed import Distributed
-from finetune.optim.config import OptimConfig
+from finetune.optim.config import EmaConfig, OptimConfig, state_kind
 from finetune.optim.optimizers import build_optimizer
 from finetune.strategy import StrategyConfig
 
@@ -41,6 +42,13 @@ def micro_batch(step: int, number: int) -> tuple[Tensor, Tensor]:
     return torch.randn(MICRO_BATCH, 64, generator=generator), torch.randn(MICRO_BATCH, 64, generator=generator)
 
 
+def joined(step: int, number: int, samples: int) -> tuple[Tensor, Tensor]:
+    """The same samples in larger micro-batches."""
+    parts = samples // MICRO_BATCH
+    drawn = [micro_batch(step, number * parts + i) for i in range(parts)]
+    return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+
+
 def large_tensors() -> int:
     """Bytes of all distinct tensor storages that are alive, as a leak would raise them."""
     gc.collect()
@@ -53,22 +61,45 @@ def large_tensors() -> int:
 class Trainer:
     """The loop, on one rank."""
 
-    def __init__(self, strategy: str, optimizer: str) -> None:
-        config = StrategyConfig(name=strategy, precision="fp32", threads=1, timeout_s=60)
-        self.distributed = Distributed(config, micro_batch=MICRO_BATCH, global_batch=GLOBAL_BATCH, max_grad_norm=0.5)
+    def __init__(self, strategy: str, precision: str = "fp32") -> None:
+        config = StrategyConfig(name=strategy, precision=precision, threads=1, timeout_s=60)
+        self.distributed = Distributed(config)
         self.net = Net()
-        groups = [list(self.net.first.parameters()), list(self.net.second.parameters())]
-        built = build_optimizer(OptimConfig(name=optimizer, weight_decay=0.1), groups)
-        self.wrapped = self.distributed.prepare(self.net, built)
         self.norms: list[float] = []
         self.losses: list[float] = []
+
+    def prepare(
+        self,
+        optimizer: OptimConfig,
+        *,
+        trained: Sequence[str] = ("first", "second"),
+        resting: Sequence[str] = (),
+        micro_batch: int = MICRO_BATCH,
+        ema: EmaConfig | None = None,
+    ) -> None:
+        """Train some parts of the network, each a group, with an optimizer that is new."""
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in trained)
+        groups = {part: list(getattr(self.net, part).parameters()) for part in trained}
+        self.micro_batch = micro_batch
+        self.model = self.distributed.prepare(
+            self.net,
+            build_optimizer(optimizer, groups),
+            kind=state_kind(optimizer),
+            micro_batch=micro_batch,
+            global_batch=GLOBAL_BATCH,
+            max_grad_norm=0.5,
+            resting={name: p for name, p in self.net.named_parameters() if name.split(".")[0] in resting},
+            ema=ema or EmaConfig(),
+        )
 
     def step(self, step: int, rates: list[float]) -> None:
         """One optimizer step on this rank's micro-batches."""
         world, losses = self.distributed.world, []
         for i in range(self.distributed.accumulation):
-            x, y = micro_batch(step, self.distributed.rank + i * world)
-            loss = (self.wrapped(x) - y).square().mean()
+            x, y = joined(step, self.distributed.rank + i * world, self.micro_batch)
+            with self.distributed.autocast():
+                loss = (self.model(x).float() - y).square().mean()
             self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
             losses.append(loss)
         self.norms.append(self.distributed.step(rates).item())
@@ -82,7 +113,8 @@ class Trainer:
 def main() -> None:
     """Trial, half of the steps, save, the other half; then go back to what was saved and do that half again."""
     strategy, optimizer, output, save, load = sys.argv[1:]
-    trainer = Trainer(strategy, optimizer)
+    trainer = Trainer(strategy)
+    trainer.prepare(OptimConfig(name=optimizer, weight_decay=0.1))
     distributed = trainer.distributed
     results: dict[str, object] = {"start": trainer.parameters()}
     trainer.step(99, [0.0, 0.0])

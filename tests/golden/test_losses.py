@@ -20,7 +20,7 @@ RECIPE = [
     *("conf=hyperfusion", "strategy=single", "strategy.threads=1", "optim=adamw", "optim.lr=1e-3"),
     *("optim.text_encoder_lr=1e-4", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"),
     *("data.buckets.step_px=32", "data.workers=0", "train.micro_batch=4", "train.global_batch=8"),
-    *("phases=[{steps: 6}]", "monitor.samples.every_steps=0", "monitor.wandb.mode=disabled"),
+    *("phases=[{until: 6 steps}]", "monitor.samples.every_steps=0", "monitor.wandb.mode=disabled"),
 ]
 
 

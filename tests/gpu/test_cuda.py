@@ -1,9 +1,11 @@
 """What only a GPU can show."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
@@ -12,8 +14,9 @@ from finetune.distributed import Distributed
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
-from finetune.model.text import PromptTokenizer
-from finetune.optim.config import OptimConfig
+from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.optim.config import EmaConfig, OptimConfig, state_kind
+from finetune.optim.groups import parameter_groups
 from finetune.optim.optimizers import build_optimizer
 from finetune.step import TrainingStep, trial_batch
 from finetune.strategy import StrategyConfig
@@ -24,42 +27,112 @@ pytestmark = [
 ]
 
 
-def losses(tiny_model: Path, steps: int, *, precision: str = "fp32", attention: str = "sdpa") -> list[float]:
-    """Train a few steps on a batch of noise in one process."""
-    components = load_components(ModelConfig(path=str(tiny_model), attention=attention))
-    distributed = Distributed(
-        StrategyConfig(name="single", precision=precision), micro_batch=4, global_batch=4, max_grad_norm=1.0
-    )
-    trainee = Trainee(components, 1, True)
-    optimizer = build_optimizer(OptimConfig(name="adamw8bit", lr=1e-3), trainee.parameter_groups().values())
-    wrapped = distributed.prepare(trainee, optimizer)
-    device = distributed.device
-    vae = components.vae.to(device).requires_grad_(False)
-    objective = Objective(DiffusionConfig(weighting="constant")).to(device)
-    step = TrainingStep(wrapped, vae, objective, distributed.autocast())
-    ids = PromptTokenizer(components.tokenizer, 150).longest(4)
-    batch = trial_batch(ids, 128, 64, LatentShape(4, 8))
-    batch = batch._replace(noise=torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0)))
-    batch = batch._replace(timesteps=torch.tensor([10, 300, 600, 999])).to(device)
-    values = []
-    for _ in range(steps):
-        loss = step.loss(batch)
-        distributed.backward(loss, last=True)
-        distributed.step([1e-3, 1e-3])
-        values.append(loss.item())
-    return values
+@dataclass
+class Setting:
+    """What differs between the runs of these tests."""
+
+    precision: str = "fp32"
+    attention: str = "sdpa"
+    optimizer: str = "adamw8bit"
+    ema: EmaConfig | None = None
+
+
+class Run:
+    """A few steps on a batch of noise in one process."""
+
+    def __init__(self, tiny_model: Path, setting: Setting) -> None:
+        model = ModelConfig(path=str(tiny_model), attention=setting.attention)
+        components = load_components(model)
+        self.distributed = Distributed(StrategyConfig(name="single", precision=setting.precision))
+        self.trainee = Trainee(components)
+        self.optim = OptimConfig(name=setting.optimizer, lr=1e-3, text_encoder_lr=1e-3)
+        self.groups = parameter_groups(self.trainee.trainable, self.optim)
+        self.ema = setting.ema or EmaConfig()
+        self.prepare()
+        device = self.distributed.device
+        vae = components.vae.to(device).requires_grad_(False)
+        objective = Objective(DiffusionConfig(weighting="constant")).to(device)
+        self.step = TrainingStep(self.trainee, vae, objective, self.distributed.autocast())
+        ids = PromptTokenizer(load_tokenizers(model), 150).longest(4)
+        batch = trial_batch(ids, 128, 64, LatentShape(4, 8))
+        noise = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0))
+        self.batch = batch._replace(noise=noise, timesteps=torch.tensor([10, 300, 600, 999])).to(device)
+
+    def prepare(self) -> None:
+        """Wrap the model with an optimizer that is new."""
+        groups = {label: [self.trainee.trainable[n] for n in names] for label, names in self.groups.items()}
+        self.distributed.prepare(
+            self.trainee,
+            build_optimizer(self.optim, groups),
+            kind=state_kind(self.optim),
+            micro_batch=4,
+            global_batch=4,
+            max_grad_norm=1.0,
+            resting={},
+            ema=self.ema,
+        )
+
+    def losses(self, steps: int) -> list[float]:
+        values = []
+        for _ in range(steps):
+            loss = self.step.loss(self.batch)
+            self.distributed.backward(loss, last=True)
+            self.distributed.step([1e-3] * len(self.groups))
+            values.append(loss.item())
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trainee.named_parameters()}
+
+
+def losses(tiny_model: Path, steps: int, setting: Setting) -> list[float]:
+    return Run(tiny_model, setting).losses(steps)
 
 
 def test_8_bit_training_learns_on_cuda(tiny_model: Path) -> None:
-    values = losses(tiny_model, 30)
+    values = losses(tiny_model, 30, Setting())
     assert values[-1] < 0.9 * values[0]
 
 
-def test_bf16_stays_near_fp32(tiny_model: Path) -> None:
-    exact, rounded = losses(tiny_model, 3), losses(tiny_model, 3, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_near_fp32(tiny_model: Path, precision: str) -> None:
+    exact, rounded = losses(tiny_model, 3, Setting()), losses(tiny_model, 3, Setting(precision=precision))
     assert rounded == pytest.approx(exact, rel=0.03)
 
 
 def test_xformers_computes_what_sdpa_does(tiny_model: Path) -> None:
     pytest.importorskip("xformers")
-    assert losses(tiny_model, 2, attention="xformers") == pytest.approx(losses(tiny_model, 2), rel=1e-3)
+    assert losses(tiny_model, 2, Setting(attention="xformers")) == pytest.approx(
+        losses(tiny_model, 2, Setting()), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"])
+def test_state_is_restored_bit_by_bit_on_cuda(tiny_model: Path, optimizer: str) -> None:
+    run = Run(tiny_model, Setting(optimizer=optimizer, ema=EmaConfig(decay=0.9)))
+    run.losses(3)
+    state = run.distributed.state()
+    run.prepare()
+    run.distributed.load_state(lambda rank: state, 1)
+    again = run.distributed.state()
+    for name, (fragment,) in state["fragments"].items():
+        assert all(
+            torch.equal(torch.as_tensor(fragment[k]), torch.as_tensor(again["fragments"][name][0][k])) for k in fragment
+        )
+    for before, after in zip(state["blocks"], again["blocks"], strict=True):
+        assert all(torch.equal(before["state"][key], after["state"][key]) for key in before["state"])
+
+
+def test_an_average_in_main_memory_is_that_beside_the_weights(tiny_model: Path) -> None:
+    run = Run(tiny_model, Setting(ema=EmaConfig(decay=0.9, device="cpu")))
+    trained = run.distributed._flats
+    beside = [flat.values.double() for flat in trained]
+    for n in range(5):
+        run.losses(1)
+        decay = min(0.9, (1 + n) / (10 + n))
+        beside = [decay * b + (1 - decay) * flat.values.double() for b, flat in zip(beside, trained, strict=True)]
+    before = run.weights()
+    with run.distributed.evaluation_weights():
+        for flat, average in zip(trained, beside, strict=True):
+            assert torch.allclose(flat.values.double(), average, rtol=0.0, atol=1e-6)
+    assert all(torch.equal(p, before[name]) for name, p in run.weights().items())

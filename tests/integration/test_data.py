@@ -35,7 +35,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def arguments(runs: Path, model: Path, steps: int, *overrides: str) -> list[str]:
     sizes = ["data.buckets.step_px=32", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"]
-    batch = ["train.micro_batch=4", f"train.global_batch={BATCH}", "strategy.threads=1", f"phases=[{{steps: {steps}}}]"]
+    batch = [
+        "train.micro_batch=4",
+        f"train.global_batch={BATCH}",
+        "strategy.threads=1",
+        f"phases=[{{until: {steps} steps}}]",
+    ]
     watch = ["monitor.samples.every_steps=0", "monitor.flush_every_steps=1", "monitor.wandb.mode=disabled"]
     data = ["data.window_shards=1", "data.workers=1", "checkpoint.every_steps=4", "monitor.heartbeat_s=0.2"]
     return ["conf=demo", f"run.folder={runs}", f"model.path={model}", *sizes, *batch, *watch, *data, *overrides]

@@ -2,13 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,11 +16,11 @@ from data_tools.demo.tiny_model import TinySizes, save_tiny_model
 from finetune.data.index import Index
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
+from tests import processes
 from tests.helpers import sample_ids
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY, BATCH = 20, 5, 16
-DEADLINE_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -48,78 +43,38 @@ def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(photos: Path, runs: Path, *more: str, processes: int = 2) -> subprocess.Popen[bytes]:
+def launch(photos: Path, runs: Path, *more: str, count: int = 2) -> subprocess.Popen[bytes]:
     """Start the command of the README with a tiny model and overrides of size alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("accelerate")),
-        *(
-            "launch",
-            *(["--multi_gpu"] if processes > 1 else []),
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-        ),
-        *("--dynamo_backend", "no", "--main_process_port", str(port), "-m", "finetune", "conf=hyperfusion"),
+    arguments = [
+        "conf=hyperfusion",
         f"run.folder={runs}",
         f"model.path={photos / 'model'}",
         f"data.shards={photos / 'shards'}",
         *("data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=16"),
         *("data.window_shards=2", "data.workers=1", "train.micro_batch=4", f"train.global_batch={BATCH}"),
-        *(f"phases=[{{steps: {STEPS}}}]", f"checkpoint.every_steps={EVERY}", f"monitor.samples.every_steps={STEPS}"),
+        *(
+            f"phases=[{{until: {STEPS} steps}}]",
+            f"checkpoint.every_steps={EVERY}",
+            f"monitor.samples.every_steps={STEPS}",
+        ),
         *("monitor.samples.width_px=64", "monitor.samples.height_px=64", "monitor.samples.steps=3"),
         *more,
     ]
-    runs.mkdir(exist_ok=True)
-    with (runs / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment())
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return processes.launch(runs / "log", *arguments, processes=count)
 
 
 def finish(process: subprocess.Popen[bytes], runs: Path) -> None:
-    process.wait(timeout=DEADLINE_S)
-    status = json.loads((runs / "hyperfusion" / "status.json").read_text())
-    assert status["state"] == "finished", (runs / "log").read_text()[-4000:]
+    processes.finish(process, runs / "hyperfusion", runs / "log")
 
 
 def kill_after(process: subprocess.Popen[bytes], runs: Path, step: int, *, launcher_alone: bool) -> None:
     """SIGKILL, once the checkpoint of a step is there, in the middle of the steps that follow."""
     latest = runs / "hyperfusion" / "checkpoints" / "latest"
-    deadline = time.monotonic() + DEADLINE_S
-    while not (latest.exists() and latest.read_text() == f"step-{step:08d}"):
-        assert process.poll() is None, (runs / "log").read_text()[-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    if launcher_alone:
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    while workers(process.pid):
-        assert time.monotonic() < deadline, "the launcher's death left workers behind"
-        time.sleep(0.1)
 
+    def saved() -> bool:
+        return latest.exists() and latest.read_text() == f"step-{step:08d}"
 
-def workers(session: int) -> list[int]:
-    """Processes of the session that are alive; what has ended and waits to be reaped is not."""
-    alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(owner) == session and state != "Z":
-            alive.append(int(stat.parent.name))
-    return alive
+    processes.kill_when(process, saved, runs / "log", launcher_alone=launcher_alone)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +134,7 @@ def test_one_process_goes_on_with_what_two_began(
 ) -> None:
     runs = tmp_path_factory.mktemp("moved")
     kill_after(launch(photos, runs), runs, 2 * EVERY, launcher_alone=False)
-    finish(launch(photos, runs, "strategy=zero1", processes=1), runs)
+    finish(launch(photos, runs, "strategy=zero1", count=1), runs)
     moved = runs / "hyperfusion"
     assert read_ledger(moved / "ledger").equals(read_ledger(uninterrupted / "ledger"))
     assert losses(moved)[: 2 * EVERY] == losses(uninterrupted)[: 2 * EVERY]

@@ -1,13 +1,22 @@
 """What trains, and latents with noise that is given."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from finetune.checkpoint.export import build_pipeline
+from finetune.diffusion.config import DiffusionConfig
 from finetune.model.assemble import Trainee, encode_pixels
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
+from finetune.model.text import PromptTokenizer
+
+SIZE_AND_CROP = torch.tensor([[640, 480, 0, 16, 96, 64], [100, 80, 4, 0, 96, 64]])
 
 
 @pytest.fixture
@@ -15,30 +24,148 @@ def components(tiny_model: Path) -> Components:
     return load_components(ModelConfig(path=str(tiny_model)))
 
 
-def test_groups_hold_every_parameter_that_trains_once(components: Components) -> None:
-    groups = Trainee(components, clip_skip=2, train_text_encoder=True).parameter_groups()
-    assert list(groups) == ["unet", "text_encoder"]
-    every = [p for parameters in groups.values() for p in parameters]
-    assert len({id(p) for p in every}) == len(every)
-    assert all(p.requires_grad for p in every)
+def loaded(folder: Path, **settings: Any) -> Components:
+    return load_components(ModelConfig(path=str(folder), **settings))
 
 
-def test_a_frozen_text_encoder_has_no_group(components: Components) -> None:
-    trainee = Trainee(components, clip_skip=1, train_text_encoder=False)
-    assert list(trainee.parameter_groups()) == ["unet"]
-    assert not trainee.text_encoder.training
+def predict(components: Components, trainee: Trainee, size_and_crop: Tensor = SIZE_AND_CROP) -> Tensor:
+    """A prediction [2, 4, 12, 8] from noise and a prompt of two chunks."""
+    ids = torch.from_numpy(PromptTokenizer(components.tokenizers, 150)([" ".join(["picture"] * 100), "tag"]))
+    latents = torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(0))
+    prediction: Tensor = trainee(latents, torch.tensor([3, 500]), ids, size_and_crop)
+    return prediction
+
+
+def predict_anew(components: Components) -> Tensor:
+    return predict(components, Trainee(components))
+
+
+def encode(components: Components) -> Tensor:
+    """The states of a prompt."""
+    return components.prompt_encoder(torch.from_numpy(PromptTokenizer(components.tokenizers, 75)(["tag 3"]))).states
+
+
+def gradients(components: Components) -> dict[str, Tensor]:
+    """The gradients of a loss, by parameter."""
+    trainee = Trainee(components)
+    predict(components, trainee).square().mean().backward()
+    return {name: p.grad for name, p in trainee.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_parameter_of_a_group_gets_a_gradient(tiny_model: Path, checkpointing: bool) -> None:
-    components = load_components(ModelConfig(path=str(tiny_model), clip_skip=2, gradient_checkpointing=checkpointing))
-    trainee = Trainee(components, clip_skip=2, train_text_encoder=True)
-    ids = torch.full((2, 2, 77), components.tokenizer.eos_token_id)
-    prediction = trainee(torch.randn(2, 4, 12, 8), torch.tensor([3, 500]), ids)
-    assert prediction.shape == (2, 4, 12, 8)
-    prediction.square().mean().backward()
-    for name, parameters in trainee.parameter_groups().items():
-        assert all(p.grad is not None for p in parameters), name
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+def test_exactly_what_is_trainable_gets_a_gradient(twin: Path, clip_skip: int, checkpointing: bool) -> None:
+    components = loaded(twin, clip_skip=clip_skip, gradient_checkpointing=checkpointing)
+    trainee = Trainee(components)
+    assert {name for name, p in trainee.named_parameters() if p.requires_grad} == set(trainee.trainable)
+    trainee.requires_grad_(True)
+    predict(components, trainee).square().mean().backward()
+    assert {name for name, p in trainee.named_parameters() if p.grad is not None} == set(trainee.trainable)
+
+
+def frozen(folder: Path, clip_skip: int | None) -> set[str]:
+    """What never trains, by layer or norm."""
+    trainee = Trainee(loaded(folder, clip_skip=clip_skip))
+    names = {name for name, _ in trainee.named_parameters()} - set(trainee.trainable)
+    return {".".join(name.split(".")[: 4 if ".layers." in name else 2]) for name in names}
+
+
+def test_what_clip_skip_leaves_untrained(tiny_sd15: Path, tiny_sdxl: Path) -> None:
+    last, before = (f"text_encoder.encoder.layers.{i}" for i in (2, 1))
+    norm = "text_encoder.final_layer_norm"
+    assert [frozen(tiny_sd15, n) for n in (None, 1, 2, 3)] == [set(), set(), {last}, {last, before}]
+    assert [frozen(tiny_sdxl, n) for n in (None, 1, 2, 3)] == [{last, norm}, {norm}, {last, norm}, {last, before, norm}]
+
+
+def test_parameters_are_named_by_their_part(twin: Path, tiny_sdxl: Path) -> None:
+    trainee = Trainee(loaded(twin))
+    parts = {"unet", "text_encoder"} | ({"text_encoder_2"} if twin == tiny_sdxl else set())
+    assert {name.split(".")[0] for name, _ in trainee.named_parameters()} == parts
+    assert all(trainee.get_parameter(name) is p for name, p in trainee.trainable.items())
+
+
+def test_only_what_is_named_trains(tiny_sdxl: Path) -> None:
+    components = loaded(tiny_sdxl)
+    trainee = Trainee(components)
+    names = {name for name in trainee.trainable if name.startswith(("unet.mid_block", "text_encoder_2.text_model.enc"))}
+    trainee.train_only(names)
+    assert {name for name, p in trainee.named_parameters() if p.requires_grad} == names
+    first, second = components.prompt_encoder.encoders
+    assert (trainee.unet.training, first.training, second.training) == (True, False, True)
+    trainee.train_only(trainee.trainable)
+    assert {name for name, p in trainee.named_parameters() if p.requires_grad} == set(trainee.trainable)
+    assert first.training
+
+
+def saved_numbers(compute: Callable[[], Tensor]) -> int:
+    """How many numbers autograd keeps for the backward pass."""
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compute()
+    return sum(sizes)
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient(twin: Path) -> None:
+    plain, checkpointed = loaded(twin), loaded(twin, gradient_checkpointing=True)
+    expected, found = gradients(plain), gradients(checkpointed)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    for compute in (predict_anew, encode):
+        assert saved_numbers(partial(compute, checkpointed)) < 0.7 * saved_numbers(partial(compute, plain))
+
+
+def test_sizes_and_crops_are_told_to_sdxl_alone(twin: Path, tiny_sdxl: Path) -> None:
+    components = loaded(twin)
+    trainee = Trainee(components)
+    with torch.no_grad():
+        same = torch.equal(predict(components, trainee), predict(components, trainee, SIZE_AND_CROP + 32))
+    assert same == (twin != tiny_sdxl)
+
+
+@torch.no_grad()
+def test_sdxl_is_told_what_diffusers_pipeline_tells_it(tiny_sdxl: Path) -> None:
+    components = loaded(tiny_sdxl)
+    trainee, pipeline = Trainee(components).eval(), build_pipeline(components, DiffusionConfig())
+    told: list[dict[str, Any]] = []
+    components.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True)
+    sizes = {"original_size": (640, 480), "crops_coords_top_left": (0, 16), "target_size": (96, 64)}
+    pipeline("picture 3", height=96, width=64, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **sizes)
+    ids = torch.from_numpy(PromptTokenizer(components.tokenizers, 75)(["picture 3"]))
+    trainee(torch.zeros(1, 4, 12, 8), torch.tensor([999]), ids, SIZE_AND_CROP[:1])
+    theirs, ours = told
+    assert torch.equal(ours["added_cond_kwargs"]["time_ids"], theirs["added_cond_kwargs"]["time_ids"])
+    assert torch.allclose(ours["added_cond_kwargs"]["text_embeds"], theirs["added_cond_kwargs"]["text_embeds"])
+    assert torch.allclose(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
+
+
+def test_the_unet_is_compiled_in_place(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (calls.append(function.__self__.__class__.__name__), function(*args, **kwargs))[
+            1
+        ]
+
+    names = list(Trainee(loaded(tiny_model)).trainable)
+    monkeypatch.setattr(torch, "compile", compiled)
+    components = loaded(tiny_model, compile=True)
+    trainee = Trainee(components)
+    assert list(trainee.trainable) == names
+    predict(components, trainee)
+    assert calls == ["UNet2DConditionModel"]
+
+
+@pytest.mark.slow
+def test_a_traced_unet_has_the_same_gradients(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradients(loaded(tiny_model, gradient_checkpointing=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = gradients(loaded(tiny_model, gradient_checkpointing=True, compile=True))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
 def test_latents_are_drawn_with_the_noise_that_is_given(components: Components) -> None:

@@ -1,15 +1,19 @@
 """Long prompts and clip skip."""
 
+import copy
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
-from finetune.model.text import PromptTokenizer, encode, freeze_unused_layers, load_tokenizer
+from finetune.model.text import PromptEncoder, PromptTokenizer, load_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -17,94 +21,164 @@ def tokenizer(tiny_model: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
 
 
-@pytest.fixture
-def text_encoder(tiny_model: Path) -> CLIPTextModel:
-    return CLIPTextModel.from_pretrained(tiny_model, subfolder="text_encoder").eval()
+def text_encoders(folder: Path) -> list[nn.Module]:
+    """A twin's text encoders, as transformers loads them."""
+    found = [CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()]
+    if (folder / "text_encoder_2").exists():
+        found.append(CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2").eval())
+    return found
+
+
+def tokenized(folder: Path, prompts: list[str], max_tokens: int = 525) -> Tensor:
+    """int64 [prompts, encoders, chunks, 77]."""
+    return torch.from_numpy(PromptTokenizer(load_tokenizers(ModelConfig(path=str(folder))), max_tokens)(prompts))
 
 
 def test_a_folder_without_a_tokenizer_is_none(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "model"):
         (folder / "tokenizer").mkdir(parents=True)
         with pytest.raises(UserError, match="has no tokenizer that can be loaded"):
-            load_tokenizer(ModelConfig(path=str(folder)))
+            load_tokenizers(ModelConfig(path=str(folder)))
+
+
+def test_a_tokenizer_needs_no_model_beside_it(tiny_sdxl: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sdxl / "tokenizer", tmp_path / "tokenizer")
+    assert len(load_tokenizers(ModelConfig(path=str(tmp_path)))) == 1
+    shutil.copytree(tiny_sdxl / "tokenizer_2", tmp_path / "tokenizer_2")
+    assert len(load_tokenizers(ModelConfig(path=str(tmp_path)))) == 2
+
+
+def test_two_tokenizers_that_read_differently_are_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sdxl, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_2" / "tokenizer.json"
+    contents = json.loads(path.read_text())
+    contents["model"]["vocab"]["another"] = len(contents["model"]["vocab"])
+    path.write_text(json.dumps(contents))
+    with pytest.raises(UserError, match="its two tokenizers have different vocabularies"):
+        load_tokenizers(ModelConfig(path=str(tmp_path / "model")))
 
 
 def test_words_are_never_control_tokens(shared_data: Path) -> None:
-    tokenizer = PromptTokenizer(CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77), 75)
-    ids = tokenizer(["a <|endoftext|> b <|startoftext|>"])[0, 0, 1:]
-    assert tokenizer.count("a <|endoftext|> b") == int(np.argmax(tokenizer(["a <|endoftext|> b"])[0, 0] == ids[-1])) - 1
+    clip = CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77)
+    tokenizer = PromptTokenizer([clip], 75)
+    ids = tokenizer(["a <|endoftext|> b <|startoftext|>"])[0, 0, 0, 1:]
+    end = int(np.argmax(tokenizer(["a <|endoftext|> b"])[0, 0, 0] == ids[-1]))
+    assert tokenizer.count("a <|endoftext|> b") == end - 1
     assert (ids[: tokenizer.count("a <|endoftext|> b <|startoftext|>")] < ids[-1] - 1).all()
 
 
-def test_short_prompts_are_tokenized_as_clip_does(tokenizer: CLIPTokenizer) -> None:
+def test_an_exclamation_mark_is_a_word_also_where_it_pads(shared_data: Path) -> None:
+    # 256 is "!" at a word's end in CLIP's vocabulary, 0 the "!" with which OpenCLIP pads.
+    folder = shared_data / "clip_tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="!")
+    assert PromptTokenizer([tokenizer], 75)(["hey!"])[0, 0, 0, :6].tolist() == [49406, 2189, 256, 49407, 0, 0]
+
+
+def test_short_prompts_are_tokenized_as_each_tokenizer_does(twin: Path) -> None:
     prompts = ["picture number 3", "", "tag 7, tag 12"]
-    expected = tokenizer(prompts, padding="max_length", max_length=77)["input_ids"]
-    assert PromptTokenizer(tokenizer, 225)(prompts).tolist() == [[ids] for ids in expected]
+    ids = tokenized(twin, prompts)
+    for i, tokenizer in enumerate(load_tokenizers(ModelConfig(path=str(twin)))):
+        expected = tokenizer(prompts, padding="max_length", max_length=77)["input_ids"]
+        assert ids[:, i].tolist() == [[row] for row in expected]
+
+
+def test_sdxl_s_encoders_get_the_same_tokens_and_their_own_padding(tiny_sdxl: Path) -> None:
+    first, second = tokenized(tiny_sdxl, ["picture number 3"])[0, :, 0]
+    end = int((first == first.max()).int().argmax()) + 1
+    assert torch.equal(first[:end], second[:end])
+    assert set(first[end:].tolist()) == {int(first.max())}
+    assert set(second[end:].tolist()) == {0}
 
 
 def test_the_real_tokenizer_pads_as_clip_does(shared_data: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77)
-    ids = PromptTokenizer(tokenizer, 75)(["a photo of a cat"])[0, 0]
+    ids = PromptTokenizer([tokenizer], 75)(["a photo of a cat"])[0, 0, 0]
     assert ids[:7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
-    assert set(ids[7:].tolist()) == {tokenizer.pad_token_id}
+    assert set(ids[7:].tolist()) == {49407}
 
 
 def test_long_prompts_take_as_many_chunks_as_they_need(tokenizer: CLIPTokenizer) -> None:
-    tokenize = PromptTokenizer(tokenizer, 525)
+    tokenize = PromptTokenizer([tokenizer], 525)
     word = tokenizer("picture", add_special_tokens=False)["input_ids"]
     assert len(word) == 1
     for words, chunks in ((1, 1), (75, 1), (76, 2), (150, 2), (525, 7), (600, 7)):
         ids = tokenize([" ".join(["picture"] * words), "tag"])
-        assert ids.shape == (2, chunks, 77)
+        assert ids.shape == (2, 1, chunks, 77)
         assert (ids[0] == word[0]).sum() == min(words, 525)
-        assert (ids[:, :, 0] == tokenizer.bos_token_id).all()
-        assert (ids == tokenizer.eos_token_id).any(axis=2).all()
+        assert (ids[..., 0] == tokenizer.bos_token_id).all()
+        assert (ids == tokenizer.eos_token_id).any(axis=-1).all()
+
+
+def test_as_many_chunks_as_there_can_be_on_request(tokenizer: CLIPTokenizer) -> None:
+    short = PromptTokenizer([tokenizer], 225)(["tag"])
+    ids = PromptTokenizer([tokenizer], 225, "longest")(["tag"])
+    assert ids.shape == (1, 1, 3, 77)
+    assert np.array_equal(ids[:, :, :1], short)
+    assert (ids[0, 0, 1:, 0] == tokenizer.bos_token_id).all()
+    assert (ids[0, 0, 1:, 1:] == tokenizer.eos_token_id).all()
 
 
 def test_tokens_keep_their_order_over_chunks(tokenizer: CLIPTokenizer) -> None:
     prompt = " ".join(f"number {i}" for i in range(60))
     flat = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = PromptTokenizer(tokenizer, 525)([prompt])[0]
+    ids = PromptTokenizer([tokenizer], 525)([prompt])[0, 0]
     assert ids[:, 1:76].ravel()[: len(flat)].tolist() == flat
 
 
 def test_the_longest_prompt_fills_every_chunk(tokenizer: CLIPTokenizer) -> None:
-    assert PromptTokenizer(tokenizer, 225).longest(2).shape == (2, 3, 77)
+    ids = PromptTokenizer([tokenizer], 225).longest(2)
+    assert ids.shape == (2, 1, 3, 77)
+    assert (ids[..., 1:] == tokenizer.eos_token_id).all()
 
 
-def test_one_chunk_without_skip_is_clip_itself(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-    ids = torch.from_numpy(PromptTokenizer(tokenizer, 75)(["picture number 3", "tag"]))
-    assert torch.allclose(encode(text_encoder, ids, 1), text_encoder(ids[:, 0]).last_hidden_state, atol=1e-6)
+def cut(text_encoder: nn.Module, clip_skip: int, norm: bool) -> CLIPTextModel:
+    """A text encoder that ends at the layer that clip skip takes, with or without its final norm."""
+    clip: CLIPTextModel = copy.deepcopy(getattr(text_encoder, "text_model", text_encoder))
+    clip.encoder.layers = clip.encoder.layers[: len(clip.encoder.layers) - clip_skip + 1]
+    clip.final_layer_norm = clip.final_layer_norm if norm else nn.Identity()
+    return clip
 
 
-def test_clip_skip_is_a_model_with_fewer_layers(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-    ids = torch.from_numpy(PromptTokenizer(tokenizer, 75)(["picture number 3"]))
-    skipped = encode(text_encoder, ids, 2)
-    text_encoder.encoder.layers = text_encoder.encoder.layers[:-1]
-    assert torch.allclose(skipped, text_encoder(ids[:, 0]).last_hidden_state, atol=1e-6)
+def joined_by_hand(states: list[Tensor], join: str) -> Tensor:
+    """One prompt's chunks [77, D] in a row, position by position."""
+    rows = []
+    for i, chunk in enumerate(states):
+        first, last = i == 0, i == len(states) - 1
+        rows += [
+            row
+            for position, row in enumerate(chunk)
+            if join == "keep" or 0 < position < 76 or (position == 0 and first) or (position == 76 and last)
+        ]
+    return torch.stack(rows)
 
 
-def test_chunks_are_encoded_alone_and_joined_without_inner_ends(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
-) -> None:
-    ids = torch.from_numpy(PromptTokenizer(tokenizer, 225)([" ".join(["picture"] * 160)]))
-    joined = encode(text_encoder, ids, 1)
-    assert joined.shape[1] == 3 * 75 + 2
-    alone = [text_encoder(ids[:, i]).last_hidden_state for i in range(3)]
-    assert torch.allclose(joined[:, 0], alone[0][:, 0], atol=1e-6)
-    assert torch.allclose(joined[:, 1:76], alone[0][:, 1:76], atol=1e-6)
-    assert torch.allclose(joined[:, 76:151], alone[1][:, 1:76], atol=1e-6)
-    assert torch.allclose(joined[:, -1], alone[2][:, -1], atol=1e-6)
+@torch.no_grad()
+@pytest.mark.parametrize("join", ["trim", "keep"])
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_joined_states_are_those_of_each_chunk_alone(twin: Path, clip_skip: int, join: str) -> None:
+    encoders = text_encoders(twin)
+    alone = [cut(encoder, clip_skip, norm=len(encoders) == 1) for encoder in encoders]
+    for chunks in range(1, 8):
+        ids = tokenized(twin, [" ".join(["picture"] * (75 * chunks - 10)), "tag 3"])
+        states, pooled = PromptEncoder(encoders, clip_skip, join)(ids)
+        assert states.shape[1] == (75 * chunks + 2 if join == "trim" else 77 * chunks)
+        for prompt, found in zip(ids, states, strict=True):  # [encoders, chunks, 77], [length, D]
+            sides = [
+                joined_by_hand([clip(chunk[None]).last_hidden_state[0] for chunk in each], join)
+                for clip, each in zip(alone, prompt, strict=True)
+            ]
+            assert torch.allclose(found, torch.cat(sides, dim=1), atol=1e-5)
+        if len(encoders) == 1:
+            assert pooled is None
+        else:
+            assert torch.allclose(pooled, encoders[1](ids[:, 1, 0]).text_embeds, atol=1e-5)
 
 
-@pytest.mark.parametrize("clip_skip", [1, 2, 3])
-def test_exactly_the_layers_without_gradient_are_frozen(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, clip_skip: int
-) -> None:
-    freeze_unused_layers(text_encoder, clip_skip)
-    ids = torch.from_numpy(np.repeat(PromptTokenizer(tokenizer, 75)(["picture"]), 2, axis=0))
-    encode(text_encoder, ids, clip_skip).square().sum().backward()
-    for name, parameter in text_encoder.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-    frozen = {int(n.split(".")[2]) for n, p in text_encoder.named_parameters() if not p.requires_grad}
-    assert frozen == set(range(3 - clip_skip + 1, 3))
+@torch.no_grad()
+def test_what_comes_later_leaves_the_pooled_output_alone(tiny_sdxl: Path) -> None:
+    encoder = PromptEncoder(text_encoders(tiny_sdxl), 2, "trim")
+    first, other = " ".join(["picture"] * 75), " ".join(["tag"] * 75)
+    pooled = encoder(tokenized(tiny_sdxl, [f"{first} tag", f"{first} number 3", f"{other} tag"])).pooled
+    assert pooled is not None
+    assert torch.equal(pooled[0], pooled[1])
+    assert not torch.allclose(pooled[0], pooled[2], atol=1e-3)

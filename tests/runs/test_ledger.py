@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from finetune.config import BatchConfig, Config, RunConfig, resolved
 from finetune.data.index import Index
 from finetune.data.plan import FILL
-from finetune.data.prepare import DataSet, PlanSettings
+from finetune.data.prepare import DataSet
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
+from finetune.data.shapes import PlanSettings, Shape
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.monitor.ledger import SCHEMA, Ledger
@@ -20,9 +21,9 @@ from finetune.opened import open_recipe
 from finetune.phases import PhaseConfig
 from finetune.runs.__main__ import app
 from finetune.runs.ledger import epochs, sightings
-from tests.helpers import data_config, sample_ids
+from tests.helpers import SMALL, data_config, sample_ids
 
-SETTINGS = PlanSettings(micro_batch=4, global_batch=16, seed=3)
+SETTINGS = PlanSettings((Shape(0, SMALL, 4),), global_batch=16, seed=3)
 STEPS = 4
 
 
@@ -32,7 +33,7 @@ def write_run(folder: Path, shards: Path, model: Path) -> Config:
     config = Config(
         RunConfig("run", str(folder.parent), 3),
         BatchConfig(4, 16),
-        [PhaseConfig(steps=STEPS)],
+        [PhaseConfig(f"{STEPS} steps")],
         ModelConfig(path=str(model)),
         data,
         CaptionsConfig(tags=TagsConfig(drop=0.3)),

@@ -12,7 +12,7 @@ from finetune.errors import UserError
 from finetune.runs.__main__ import app
 
 SMALL = ["data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=16"]
-BATCH = ["train.micro_batch=4", "train.global_batch=8", "phases=[{epochs: 2.5}]", "data.window_shards=1"]
+BATCH = ["train.micro_batch=4", "train.global_batch=8", "phases=[{until: 2.5 epochs}]", "data.window_shards=1"]
 
 
 def told(shards: Path, *more: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_counts_follow_from_the_index(shards: Path) -> None:
     assert facts["steps_per_epoch"] == 7.5
     assert facts["steps"] == 19
     assert [epoch["windows"] for epoch in facts["epochs"]] == [2] * len(facts["epochs"])
-    assert sum(bucket["draws"] for bucket in facts["buckets"]) == 60
+    assert sum(bucket["draws"] for bucket in facts["phases"][0]["buckets"]) == 60
     assert all(b["draws"] == 4 * b["micro_batches"] + b["draws_left_over"] for b in facts["buckets"])
     assert sum(e["micro_batches"] for e in facts["epochs"][:1]) == sum(b["micro_batches"] for b in facts["buckets"])
     assert facts["cache_needed_bytes"] == 0

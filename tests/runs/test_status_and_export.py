@@ -61,7 +61,7 @@ def test_a_checkpoint_is_exported_by_its_fragments(tmp_path: Path, tiny_model: P
     config = Config(
         run=RunConfig(name="test"),
         train=BatchConfig(micro_batch=1, global_batch=1),
-        phases=[PhaseConfig(steps=1)],
+        phases=[PhaseConfig("1 steps")],
         model=ModelConfig(path=str(tiny_model)),
         data=DataConfig(shards="x"),
     )

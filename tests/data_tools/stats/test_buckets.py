@@ -27,7 +27,7 @@ def recipe(*settings: str) -> list[str]:
 def figures(arguments: list[str]) -> Stats:
     config = read_recipe(arguments)
     with tempfile.TemporaryDirectory() as kept:
-        return collect(config, open_sources(config, Path(kept)))
+        return collect(open_sources(config, Path(kept)))
 
 
 @pytest.fixture

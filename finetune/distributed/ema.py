@@ -1,0 +1,84 @@
+"""The moving average of all weights that train in a run, kept wherever the optimizer keeps its state."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from finetune.distributed.fragments import Flat
+from finetune.optim.config import EmaConfig
+
+
+class Ema:
+    """The exponential moving average of flat tensors, in fp32.
+
+    In main memory beside a GPU, an update costs the GPU one copy of its share over the bus, queued behind the step
+    without waiting for it; a thread adds it up during the next steps. Main memory holds the share twice.
+    """
+
+    def __init__(self, config: EmaConfig, flats: Sequence[Flat]) -> None:
+        self._config = config
+        self._flats = flats
+        self.steps = 0
+        """Optimizer steps so far."""
+        in_main_memory = config.device == "cpu" and any(flat.tensor.is_cuda for flat in flats)
+        self._averages = [self._room(flat, pinned=False) for flat in flats]
+        self._staged = [self._room(flat, pinned=True) for flat in flats] if in_main_memory else []
+        self._thread = ThreadPoolExecutor(1) if in_main_memory else None
+        self._adding: Future[None] | None = None
+        self.restart()
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The average of each flat tensor, a row."""
+        if self._adding:
+            self._adding.result()
+            self._adding = None
+        return self._averages
+
+    def restart(self, saved: Sequence[Tensor | None] = (), steps: int = 0) -> None:
+        """Begin anew from the weights as they are, or go on from what was saved of each flat tensor after `steps`."""
+        self.steps = steps
+        for average, flat, value in zip_longest(self.values, self._flats, saved):
+            average.copy_(flat.values if value is None else value)
+
+    def update(self) -> None:
+        """Count a step, and take the weights in where it is due."""
+        weight = 1.0 - self._decay(self.steps) ** self._config.every_steps
+        self.steps += 1
+        if self.steps % self._config.every_steps:
+            return
+        averages = self.values
+        if self._thread is None:
+            _add(averages, [flat.values for flat in self._flats], weight)
+            return
+        for staged, flat in zip(self._staged, self._flats, strict=True):
+            staged.copy_(flat.values, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        self._adding = self._thread.submit(self._add_staged, copied, weight)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread:
+            self._thread.shutdown()
+
+    def _add_staged(self, copied: torch.cuda.Event, weight: float) -> None:
+        copied.synchronize()
+        _add(self._averages, self._staged, weight)
+
+    def _decay(self, steps: int) -> float:
+        """The decay of a step after `steps` others: with warm-up min(decay, (1 + n) / (10 + n))."""
+        warm = (1 + steps) / (10 + steps) if self._config.warmup else 1.0
+        return min(self._config.decay, warm)
+
+    def _room(self, flat: Flat, *, pinned: bool) -> Tensor:
+        device = "cpu" if self._config.device == "cpu" else flat.tensor.device
+        return torch.empty(flat.tensor.numel(), dtype=torch.float32, device=device, pin_memory=pinned)
+
+
+def _add(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
+    for average, value in zip(averages, values, strict=True):
+        average.lerp_(value, weight)

@@ -1,0 +1,45 @@
+"""One process, against torch by hand."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from finetune.distributed.scaling import LossScale
+from finetune.distributed.single import Single
+
+
+def inputs(step: int) -> Tensor:
+    return torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(net: nn.Module, step: int) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss: Tensor = net(inputs(step)).float().square().mean()
+    return loss
+
+
+def test_fp16_is_what_torch_s_scaler_does() -> None:
+    """The same weights, norms and scale, through an overflow; the scale is a power of two, so nothing is rounded."""
+    net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    other = copy.deepcopy(net)
+    optimizers = [torch.optim.AdamW(n.parameters(), lr=1e-2) for n in (net, other)]
+    start = 2.0**40  # overflows at first
+    scale, scaler = LossScale(start), torch.amp.GradScaler("cpu", init_scale=start)
+    names = {p: name for name, p in net.named_parameters()}
+    engine = Single(net, optimizers[0], names, accumulation=2, max_grad_norm=0.1, scale=scale)
+    skipped = 0
+    for step in range(40):
+        for part in range(2):
+            engine.backward(loss_of(net, 2 * step + part), last=part == 1)
+            scaler.scale(loss_of(other, 2 * step + part) / 2).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizers[1])
+        norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 0.1)
+        scaler.step(optimizers[1])
+        scaler.update()
+        optimizers[1].zero_grad()
+        assert torch.equal(engine.step(), norm) or not norm.isfinite()
+        skipped += not norm.isfinite()
+        assert scale.factor == scaler.get_scale()
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert 0 < skipped < 35

@@ -1,0 +1,122 @@
+"""A run in four phases, stopped in each of them and on their borders: nobody can tell."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools.build import build
+from finetune.monitor.files import read_lines
+from finetune.monitor.ledger import read_ledger
+from tests import processes
+from tests.conftest import write_pictures
+
+pytestmark = pytest.mark.slow
+GROWN, FROZEN, ADOPTED, END = 7, 11, 14, 17
+"""The steps before which the second, third and fourth phase begin, and where the run ends."""
+LARGER = "buckets: {resolution_px: 96, max_side_px: 128}, micro_batch: 2"
+PHASES = [
+    "{until: 1 epochs}",
+    f"{{until: {FROZEN} steps, {LARGER}, optim: {{text_encoder_lr: 1e-5}}}}",
+    "{until: 2 epochs, optim: {text_encoder_lr: 0, block_factors: {IN*: 0.5}}}",
+    f"{{until: {END} steps, optim: {{name: adopt, text_encoder_lr: 1e-5}}}}",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phases")
+    write_pictures(folder / "pictures", 60)
+    build(folder / "pictures", folder / "shards", shard_mib=1, text_as="auto", workers=1)
+    return folder / "shards"
+
+
+def start(runs: Path, shards: Path, model: Path, strategy: str):  # type: ignore[no-untyped-def]
+    return processes.launch(
+        runs / "log",
+        "conf=hyperfusion",
+        *(f"run.folder={runs}", f"data.shards={shards}", f"model.path={model}", f"strategy={strategy}"),
+        *(
+            f"phases=[{', '.join(PHASES)}]",
+            "train.micro_batch=4",
+            "train.global_batch=8",
+            "optim.lr=1e-3",
+            "strategy.threads=1",
+        ),
+        *("data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=32", "data.workers=1"),
+        *("data.window_shards=1", "data.held_out=0.1", "monitor.validation.every_steps=5", "ema.decay=0.9"),
+        *("checkpoint.every_steps=3", "checkpoint.keep=100", "monitor.flush_every_steps=1"),
+        *("monitor.samples.every_steps=0", "monitor.wandb.mode=disabled", "monitor.tensorboard=false"),
+        processes=2 if strategy == "zero2" else 1,
+    )
+
+
+def run_through(runs: Path, shards: Path, model: Path, strategy: str) -> Path:
+    run = runs / "hyperfusion"
+    processes.finish(start(runs, shards, model, strategy), run, runs / "log")
+    return run
+
+
+@pytest.fixture(scope="module", params=["single", "zero2"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(strategy: str, shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    return run_through(tmp_path_factory.mktemp(strategy), shards, tiny_model, strategy)
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Losses, rates, validations, draws and the exported model are the same to the last digit."""
+    for name, columns in (
+        ("metrics", ("step", "loss", "grad_norm", "lr", "phase", "epoch")),
+        ("validation", ("step", "loss", "by_decile")),
+    ):
+        lines, others = (read_lines(folder / f"{name}.jsonl") for folder in (run, other))
+        assert [[line[c] for c in columns] for line in lines] == [[line[c] for c in columns] for line in others]
+    assert read_ledger(run / "ledger").equals(read_ledger(other / "ledger"))
+    weights = sorted(path.relative_to(run) for path in (run / "export").rglob("*.safetensors"))
+    assert len(weights) == 3
+    for path in weights:
+        assert (run / path).read_bytes() == (other / path).read_bytes(), path
+
+
+def test_every_phase_trains_what_it_says(whole: Path) -> None:
+    lines = read_lines(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, END + 1))
+    begins = {line["phase"]: line["step"] - 1 for line in reversed(lines)}
+    assert begins == {1: 0, 2: GROWN, 3: FROZEN, 4: ADOPTED}
+    groups = {line["phase"]: set(line["lr"]) for line in lines}
+    inner = {group for group in groups[3] if group.startswith("unet.IN")}
+    assert "unet.IN00" in inner
+    assert groups[1] == groups[2] == {"unet", "text_encoder"}
+    assert groups[3] == {"unet", *inner}
+    assert groups[4] == {"unet", *inner, "text_encoder"}
+    halved = next(line["lr"] for line in lines if line["phase"] == 3)
+    assert halved["unet.IN00"] == halved["unet"] / 2
+
+
+def test_a_run_killed_in_a_phase_goes_on_as_if_nothing_had_happened(
+    strategy: str, whole: Path, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    process = start(tmp_path, shards, tiny_model, strategy)
+    latest = tmp_path / "hyperfusion" / "checkpoints" / "latest"
+    processes.kill_when(process, lambda: latest.exists() and latest.read_text() == f"step-{9:08d}", tmp_path / "log")
+    assert_same(run_through(tmp_path, shards, tiny_model, strategy), whole)
+
+
+@pytest.mark.parametrize("border", [GROWN, FROZEN, ADOPTED])
+def test_a_run_goes_on_from_exactly_a_border(
+    strategy: str, whole: Path, border: int, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    if strategy == "zero2" and border == FROZEN:
+        pytest.skip("the other two borders change more, and every launch takes its time")
+    run = tmp_path / "hyperfusion"
+    shutil.copytree(whole, run)
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > border:
+            shutil.rmtree(checkpoint)
+    assert (run / "checkpoints" / f"step-{border:08d}").is_dir()
+    assert_same(run_through(tmp_path, shards, tiny_model, strategy), whole)

@@ -1,0 +1,71 @@
+"""Starting the real command in real processes, and killing them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE_S = 300
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def launch(log: Path, *arguments: str, processes: int) -> subprocess.Popen[bytes]:
+    """Start `accelerate launch -m finetune` in a session of its own; what it says goes to a file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(str(Path(sys.executable).with_name("accelerate")), "launch"),
+        *(["--multi_gpu"] if processes > 1 else []),
+        *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "--main_process_port", str(port), "-m", "finetune", *arguments),
+    ]
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=ENVIRONMENT)
+
+
+def finish(process: subprocess.Popen[bytes], run: Path, log: Path) -> None:
+    """Wait for a run to end well. Its state is judged and not the exit code: gloo's threads sometimes abort after all
+    is done."""
+    process.wait(timeout=DEADLINE_S)
+    assert run.is_dir(), log.read_text()[-4000:]
+    assert json.loads((run / "status.json").read_text())["state"] == "finished", log.read_text()[-4000:]
+
+
+def kill_when(
+    process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path, *, launcher_alone: bool = False
+) -> None:
+    """SIGKILL, a moment after something has been reached."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not reached():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    if launcher_alone:
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while workers(process.pid):
+        assert time.monotonic() < deadline, "the launcher's death left workers behind"
+        time.sleep(0.1)
+
+
+def workers(session: int) -> list[int]:
+    """Processes of the session that are alive; what has ended and waits to be reaped is not."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(owner) == session and state != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
