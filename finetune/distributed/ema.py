@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -38,11 +37,15 @@ class Ema:
             self._adding = None
         return self._averages
 
-    def restart(self, saved: Sequence[Tensor | None] = (), steps: int = 0) -> None:
-        """Begin anew from the weights as they are, or go on from what was saved of each flat tensor after `steps`."""
-        self.steps = steps
-        for average, flat, value in zip_longest(self.values, self._flats, saved):
-            average.copy_(flat.values if value is None else value)
+    def restart(self) -> None:
+        """Begin anew from the weights as they are."""
+        self.steps = 0
+        for i in range(len(self._flats)):
+            self.set(i, None)
+
+    def set(self, index: int, average: Tensor | None) -> None:
+        """Give a flat tensor the average that was saved, or where there is none its weights."""
+        self.values[index].copy_(self._flats[index].values if average is None else average)
 
     def update(self) -> None:
         """Count a step, and take the weights in where it is due."""

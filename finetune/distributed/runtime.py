@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -206,13 +207,15 @@ class Distributed:
         """
         saved = Saved(read, world, self.rank)
         self.discard_optimizer_state()
-        averages = self._state.load(saved)
-        averages += [saved.paste(flat, ["ema"])[0].get("ema") for flat in self._resting]
-        self._prepared.publish()
+        resting = (saved.paste(flat, ["ema"])[0].get("ema") for flat in self._resting)
+        for i, average in enumerate(chain(self._state.load(saved), resting)):
+            if self._ema:
+                self._ema.set(i, average)
+        if self._ema:
+            self._ema.steps = saved["ema_steps"]
         if self._scale and saved["loss_scale"]:
             self._scale.restart(**saved["loss_scale"])
-        if self._ema:
-            self._ema.restart(averages, saved["ema_steps"])
+        self._prepared.publish()
 
     def close(self) -> None:
         """Leave the process group."""

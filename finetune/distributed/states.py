@@ -66,11 +66,11 @@ class OptimizerState:
         groups = [{"names": list(self._names[i]), "counted": self._counted(i)} for i in stepped]
         return {"kind": self._kind, "groups": groups, "fragments": fragments, "blocks": blocks}
 
-    def load(self, saved: Saved) -> list[Tensor | None]:
+    def load(self, saved: Saved) -> Iterator[Tensor | None]:
         """Restore all flat tensors and, of an optimizer that remembers nothing yet, what was saved of its kind.
 
-        Returns:
-            The moving average of each flat tensor, None where none was saved.
+        Yields:
+            Of one flat tensor after the other, once it is restored, the moving average that was saved, if any.
 
         Raises:
             UserError: the state is of another model, or cannot be divided as it would have to be.
@@ -79,14 +79,13 @@ class OptimizerState:
         for group, counted in zip(self._optimizer.param_groups, kept, strict=True):
             device = group["params"][0].device
             group.update({key: _on(device, value) for key, value in (counted or {}).items()})
-        averages = []
         for flat in self._flats:
             keeps = kept[flat.group] is not None
             rows, numbers = saved.paste(flat, None if keeps else ["ema"])
-            averages.append(rows.pop("ema", None))
+            average = rows.pop("ema", None)
             if keeps:
                 self._write(flat, rows, numbers, self._blocks(flat, saved, rows))
-        return averages
+            yield average
 
     def _kept(self, saved: Saved) -> list[dict[str, Any] | None]:
         """For each group what it counted, or None where it starts anew."""

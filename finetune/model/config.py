@@ -39,7 +39,7 @@ class ModelConfig:
     attention: str = "sdpa"
     """sdpa (torch) or xformers (needs a GPU and the `gpu` extra)."""
     compile: bool = False
-    """Compile the UNet (torch.compile): faster steps after minutes of compiling, some of it anew where shapes change."""
+    """Compile the UNet (torch.compile): faster steps after minutes of compiling, some anew where shapes change."""
 
     def __post_init__(self) -> None:
         if self.config is not None and not self.is_single_file:

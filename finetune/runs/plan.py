@@ -65,6 +65,7 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
             "steps": steps,
             "steps_per_epoch": per_epoch / config.train.global_batch,
             "epochs": epochs,
+            "held_out": len(plan.chapter(0).layout.held_out()[0]),
             "excluded": len(journal.excluded(0)),
             "cache_bytes": round(config.data.cache.size_gib * GIB),
             "cache_needed_bytes": cache_needed(plan, sources, config.data.cache.windows_ahead),
@@ -147,6 +148,7 @@ def _bucket_facts(plan: Plan, epoch: int, micro_batch: int) -> list[dict[str, An
 def _summary(facts: dict[str, Any]) -> Table:
     table = Table(title=f"{facts['recipe']}", show_header=False, title_justify="left")
     table.add_row("samples", f"{facts['samples']:,}; {facts['draws_per_epoch']:,} draws an epoch")
+    table.add_row("held out for validation", f"{facts['held_out']:,}")
     table.add_row("excluded", f"{facts['excluded']:,}")
     table.add_row(
         "steps", f"{facts['steps']:,} of {facts['global_batch']} samples; {facts['steps_per_epoch']:,.1f} an epoch"

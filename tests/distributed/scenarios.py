@@ -138,14 +138,17 @@ class Scenarios:
         y, x = self.trainer.parameters(), self.averaged()
         return {"y": y, "x": x, "y_again": self.trainer.parameters()}
 
-    def alive(self) -> list[int]:
-        """Bytes of all tensors after each of several rebuilds."""
-        sizes = []
+    def alive(self) -> dict[str, Any]:
+        """Bytes of all tensors after each of several rebuilds, though somebody still holds the engines of before; and
+        those behind a parameter that an engine has let go."""
+        sizes, held = [], []
         for trained in (["first", "second"], ["second"]) * 3:
             self.again("adamw", trained=trained, ema=AVERAGE)
             self.steps(0)
             sizes.append(large_tensors())
-        return sizes[::2]
+            held.append(self.trainer.model)
+        self.trainer.distributed._release()
+        return {"sizes": sizes[::2], "own": self.trainer.net.second.weight.untyped_storage().nbytes()}
 
     def half_precision(self) -> dict[str, Any]:
         """Train in fp16, then with a loss scale beyond all bounds."""

@@ -186,9 +186,10 @@ def test_schedule_free_weights_are_averaged_and_put_back(
 
 @pytest.mark.parametrize("strategy", WORLD)
 def test_rebuilding_leaves_nothing_behind(results: Results, strategy: str) -> None:
-    first, *later = results[strategy]["alive"]
+    first, *later = results[strategy]["alive"]["sizes"]
     share = 4 * 64 * 192 / WORLD[strategy]  # a rank's part of one layer's weights
     assert all(size - first < share for size in later)
+    assert results[strategy]["alive"]["own"] == 4 * 64 * 192
 
 
 @pytest.mark.parametrize("strategy", WORLD)

@@ -56,6 +56,9 @@ class Rank:
     def save(self) -> RankState:
         return self.state.save([{}] * len(self.flats))
 
+    def load(self, saved: Saved) -> None:
+        assert list(self.state.load(saved)) == [None] * len(self.flats)  # no averages
+
     def kept(self, key: str) -> Tensor:
         """A row of the state of all flat tensors."""
         return torch.cat([self.optimizer.state[flat.tensor][key].view(-1) for flat in self.flats])
@@ -85,7 +88,7 @@ def test_sgd_s_momentum_is_quantised_and_used() -> None:
     before, after = Rank("sgd", WHOLE), Rank("sgd8bit", WHOLE)
     first, second = gradients(0), gradients(1)
     before.step(first)
-    after.state.load(reader([before]))
+    after.load(reader([before]))
     gradient = torch.cat([first["a"], first["b"]])  # which is the first momentum
     assert (dequantised(after) - gradient).norm() < 0.02 * gradient.norm()
     weights = after.flats[0].values.clone()
@@ -104,7 +107,7 @@ def test_8_bit_moments_come_back_as_rows_however_divided(eight_bit: str, exact: 
     saved = reader([whole])
     ranks = [Rank(exact, spans, joint=True) for spans in TWO_RANKS]
     for rank in ranks:
-        rank.state.load(saved)
+        rank.load(saved)
     assert torch.equal(torch.cat([rank.kept(row) for rank in ranks]), wanted)
 
 
@@ -115,7 +118,7 @@ def test_8_bit_moments_of_shards_come_back_whole() -> None:
     # Blocks of 256 are those of the shards, which `b` does not begin with.
     wanted = torch.cat([dequantised(rank) for rank in ranks])
     alone = Rank("lion", WHOLE)
-    alone.state.load(reader(ranks))
+    alone.load(reader(ranks))
     assert torch.equal(alone.kept("exp_avg"), wanted)
 
 
@@ -123,14 +126,14 @@ def test_what_belongs_to_whole_tensors_is_restored_whole_or_not_at_all() -> None
     before = Rank("adafactor", WHOLE, matrix=True)
     before.step(gradients(0))
     same = Rank("adafactor", WHOLE, matrix=True)
-    same.state.load(reader([before]))
+    same.load(reader([before]))
     for old, new in zip(before.flats, same.flats, strict=True):
         was, now = before.optimizer.state[old.tensor], same.optimizer.state[new.tensor]
         assert was.keys() == now.keys() == {"step", "row_var", "col_var"}
         assert all(torch.equal(was[key], now[key]) for key in was)
     divided = Rank("adafactor", [[("a", 0, SIZE // 2)], [("b", 0, SIZE)]])
     with pytest.raises(UserError, match=r"row_var of a cannot be divided"):
-        divided.state.load(reader([before]))
+        divided.load(reader([before]))
 
 
 def test_counters_go_with_the_parameters_and_settings_do_not() -> None:
@@ -139,7 +142,7 @@ def test_counters_go_with_the_parameters_and_settings_do_not() -> None:
         before.step(gradients(step))
     after = Rank("schedule_free_adamw", [[("a", 0, SIZE)]], r=2.0)  # another setting than before
     after.optimizer.param_groups[0]["lr"] = 0.7
-    after.state.load(reader([before]))
+    after.load(reader([before]))
     group = after.optimizer.param_groups[0]
     assert group["step"] == 3
     assert group["weight_sum"] == pytest.approx(3 * 0.1**2)  # the sum of the squared rates
@@ -157,12 +160,12 @@ def test_a_group_with_a_parameter_that_never_stepped_starts_anew() -> None:
     state = before.save()
     state["fragments"] |= rest
     after = Rank("adopt", WHOLE, joint=True)
-    after.state.load(Saved(lambda rank: state, 1))
+    after.load(Saved(lambda rank: state, 1))
     assert torch.equal(after.flats[1].values, torch.ones(SIZE))
     assert not after.optimizer.state
     assert "step" not in after.optimizer.param_groups[0]
     apart = Rank("adopt", WHOLE)
-    apart.state.load(Saved(lambda rank: state, 1))
+    apart.load(Saved(lambda rank: state, 1))
     assert [group.get("step") for group in apart.optimizer.param_groups] == [1, None]
 
 
@@ -170,7 +173,7 @@ def test_steps_that_were_saved_as_one_number_are_counted_apart() -> None:
     shard = Rank("adamw", [[("a", 0, SIZE), ("b", 0, SIZE)]], joint=True)
     shard.step(gradients(0))
     alone = Rank("adamw", WHOLE)
-    alone.state.load(reader([shard]))
+    alone.load(reader([shard]))
     alone.step(gradients(1))
     assert [alone.optimizer.state[flat.tensor]["step"] for flat in alone.flats] == [2.0, 2.0]
 
@@ -180,4 +183,4 @@ def test_parameters_that_were_not_saved_are_refused(lost: str) -> None:
     before = Rank("adamw", [[("a", 0, SIZE)]] if lost == "all" else [[("a", 0, SIZE)], [("b", 0, SIZE - 1)]])
     saved = reader([before])
     with pytest.raises(UserError, match=r"of the 12288 values that b needs: it is of another model"):
-        Rank("adamw", WHOLE).state.load(saved)
+        Rank("adamw", WHOLE).load(saved)

@@ -52,9 +52,8 @@ def joined(step: int, number: int, samples: int) -> tuple[Tensor, Tensor]:
 def large_tensors() -> int:
     """Bytes of all distinct tensor storages that are alive, as a leak would raise them."""
     gc.collect()
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor
-    }
+    tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 

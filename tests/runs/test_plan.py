@@ -28,11 +28,40 @@ def test_counts_follow_from_the_index(shards: Path) -> None:
     assert facts["steps_per_epoch"] == 7.5
     assert facts["steps"] == 19
     assert [epoch["windows"] for epoch in facts["epochs"]] == [2] * len(facts["epochs"])
-    assert sum(bucket["draws"] for bucket in facts["phases"][0]["buckets"]) == 60
-    assert all(b["draws"] == 4 * b["micro_batches"] + b["draws_left_over"] for b in facts["buckets"])
-    assert sum(e["micro_batches"] for e in facts["epochs"][:1]) == sum(b["micro_batches"] for b in facts["buckets"])
+    (phase,) = facts["phases"]
+    buckets = phase.pop("buckets")
+    assert phase == {
+        "phase": 1,
+        "until": "2.5 epochs",
+        "first_step": 0,
+        "steps": 19,
+        "micro_batch": 4,
+        "resolution_px": 64,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "text_encoder_lr": 1e-3,
+    }
+    assert sum(bucket["draws"] for bucket in buckets) == 60
+    assert all(b["draws"] == 4 * b["micro_batches"] + b["draws_left_over"] for b in buckets)
+    assert sum(e["micro_batches"] for e in facts["epochs"][:1]) == sum(b["micro_batches"] for b in buckets)
     assert facts["cache_needed_bytes"] == 0
     assert facts["bytes_per_epoch"] == index.sizes().sum()
+
+
+def test_every_phase_is_told_with_its_own_buckets(shards: Path) -> None:
+    later = "{until: 4 epochs, buckets: {resolution_px: 96}, micro_batch: 2, optim: {name: adopt, lr: 1e-4}}"
+    first, second = told(shards, f"phases=[{{until: 2 epochs}}, {later}]")["phases"]
+    assert [(phase["first_step"], phase["steps"]) for phase in (first, second)] == [(0, 15), (15, 15)]
+    assert (second["optimizer"], second["lr"], second["micro_batch"]) == ("adopt", 1e-4, 2)
+    areas = [max(b["width_px"] * b["height_px"] for b in phase["buckets"]) for phase in (first, second)]
+    assert areas == [64 * 64, 96 * 96]
+    assert [sum(b["draws"] for b in phase["buckets"]) for phase in (first, second)] == [60, 60]
+
+
+def test_what_is_held_out_is_no_draw(shards: Path) -> None:
+    facts = told(shards, "data.held_out=0.3")
+    assert 0 < facts["held_out"] < 60
+    assert facts["draws_per_epoch"] == 60 - facts["held_out"]
 
 
 def test_volume_and_time_follow_from_the_speed(shards: Path) -> None:

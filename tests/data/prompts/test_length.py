@@ -22,7 +22,7 @@ ODD = ":), ^_^! a's (x) é 犬 🦊 |_| '' don't 2024 a_b ... \u200b ﬁ Σς İ
 @pytest.fixture(scope="module")
 def clip(shared_data: Path) -> PromptTokenizer:
     tokenizer = CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77)
-    return PromptTokenizer(tokenizer, 75)
+    return PromptTokenizer([tokenizer], 75)
 
 
 def words(most: int) -> TokenLimit:
