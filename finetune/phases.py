@@ -77,6 +77,18 @@ class Phase:
     micro_batch: int
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a reader wants to know of it."""
+        return {
+            "until": str(self.end),
+            "micro_batch": self.micro_batch,
+            "resolution_px": self.buckets.resolution_px,
+            "optimizer": self.optim.name,
+            "lr": self.optim.lr,
+            "text_encoder_lr": self.optim.text_encoder_lr,
+        }
+
+    @property
     def optimizer(self) -> tuple[Any, ...]:
         """What the optimizer is built from, beside the groups of parameters."""
         optim = self.optim

@@ -215,12 +215,12 @@ class Run:
         """Go over to the phase of a step. What it can't train with as it is, is built anew from a checkpoint, as it
         would be if the run had been killed here."""
         phase, number = self.phases.at(step), self.phases.number(step)
-        if watch and step == self.phases.span(number).start:
-            watch.phase_began(step, number)
-        if not self.engine.fits(phase):
+        if rebuilds := not self.engine.fits(phase):
             checkpoint = self.save(step, watch)
             self.build(phase)
             self.distributed.load_state(checkpoint.read, checkpoint.world)
+        if watch and step == self.phases.span(number).start:
+            watch.phase_began(step, number, phase.facts, rebuilt=rebuilds)
 
     def accumulate(self, batches: Batches, bad: list[BadSample]) -> tuple[Tensor, float]:
         """Add up one step's gradients. Returns its mean loss over all ranks, on the device, and the seconds that were

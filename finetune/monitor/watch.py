@@ -168,10 +168,11 @@ class Watch:
         self._trackers.log(step, {name: loss for name, loss in figures.items() if loss is not None})
         self.say(f"validation after step {step:,}: loss {values['loss']:.5f} on {values['samples']} samples")
 
-    def phase_began(self, step: int, number: int) -> None:
-        """Note that a phase begins after a step."""
-        self.event("phase", step=step, number=number)
-        self.say(f"phase {number} begins after step {step:,}")
+    def phase_began(self, step: int, number: int, facts: dict[str, Any], *, rebuilt: bool) -> None:
+        """Note that a phase begins after a step, and whether its optimizer has been made anew."""
+        self.event("phase", step=step, number=number, rebuilt=rebuilt, **facts)
+        told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        self.say(f"phase {number} begins after step {step:,}: {told}")
 
     def saved(self, step: int, checkpoint: Path) -> None:
         """Note a checkpoint."""

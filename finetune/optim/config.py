@@ -233,7 +233,7 @@ class EmaConfig:
     decay: float = 0.0
     """Share of the old average that an update keeps; 0 keeps no average."""
     warmup: bool = True
-    """Whether the decay begins low, at most (1 + n) / (10 + n) for the n-th update, so that the start is forgotten."""
+    """Whether the decay begins low, at most (1 + n) / (10 + n) after n steps, so that the start is forgotten."""
     every_steps: int = 1
     """Steps between updates, each of which decays as much as that many steps would."""
     device: str = "cpu"

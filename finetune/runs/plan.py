@@ -114,14 +114,9 @@ def _phase(number: int, phase: Phase, phases: Phases, plan: Plan) -> dict[str, A
     steps = phases.span(number)
     return {
         "phase": number,
-        "until": str(phase.end),
         "first_step": steps.start,
         "steps": len(steps),
-        "micro_batch": phase.micro_batch,
-        "resolution_px": phase.buckets.resolution_px,
-        "optimizer": phase.optim.name,
-        "lr": phase.optim.lr,
-        "text_encoder_lr": phase.optim.text_encoder_lr,
+        **phase.facts,
         "buckets": _bucket_facts(plan, plan.epoch_of_step(steps.start), phase.micro_batch),
     }
 
