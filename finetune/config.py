@@ -141,8 +141,8 @@ def check(config: Config, world: int) -> None:
 def _check_shared(global_batch: int, micro_batch: int, world: int) -> None:
     if micro_batch < 1 or global_batch % micro_batch:
         raise UserError(
-            f"a phase's micro_batch is {micro_batch}: use a number above 0 of which train.global_batch ({global_batch}) is "
-            "a multiple"
+            f"a phase's micro_batch is {micro_batch}: use a number above 0 that divides train.global_batch "
+            f"({global_batch})"
         )
     per_step = global_batch // micro_batch
     if per_step % world:
