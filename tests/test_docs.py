@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_settings_are_those_of_the_schema() -> None:
-    command = [sys.executable, str(ROOT / "docs" / "make_configuration.py"), "--check"]
+@pytest.mark.parametrize("script", sorted((ROOT / "docs").glob("make_*.py")), ids=lambda script: script.stem)
+def test_what_scripts_make_of_the_code_is_fresh(script: Path) -> None:
+    command = [sys.executable, str(script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

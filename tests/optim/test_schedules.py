@@ -1,9 +1,6 @@
 """Learning-rate factors."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -130,9 +127,3 @@ def test_the_rise_is_even_and_ends_without_a_jump(warmup: int) -> None:
 def test_schedules_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ScheduleConfig(**settings)  # type: ignore[arg-type]
-
-
-def test_the_plot_of_the_schedules_is_fresh() -> None:
-    script = Path(__file__).resolve().parents[2] / "docs" / "make_schedule_plot.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
