@@ -16,7 +16,7 @@ from finetune.data.shapes import PlanSettings
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
-from finetune.monitor.config import MonitorConfig
+from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
@@ -130,11 +130,21 @@ def check(config: Config, world: int) -> None:
     for phase in unfolded:
         _check_shared(config.train.global_batch, phase.micro_batch, world)
         _check_sharded(phase.optim.name, config.strategy.name)
-    samples, longest = config.monitor.samples, max(phase.buckets.max_side_px for phase in unfolded)
-    if samples.every_steps and samples.prompts and max(samples.width_px, samples.height_px) > 2 * longest:
+    _check_samples(config.monitor.samples, max(phase.buckets.max_side_px for phase in unfolded), config.diffusion)
+
+
+def _check_samples(samples: SamplesConfig, longest_px: int, diffusion: DiffusionConfig) -> None:
+    if not (samples.every_steps and samples.prompts):
+        return
+    if max(samples.width_px, samples.height_px) > 2 * longest_px:
         raise UserError(
             f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side "
-            f"that is trained ({longest} px): lower monitor.samples.width_px and height_px"
+            f"that is trained ({longest_px} px): lower monitor.samples.width_px and height_px"
+        )
+    if samples.steps > diffusion.timesteps:
+        raise UserError(
+            f"monitor.samples.steps is {samples.steps}, more than the {diffusion.timesteps} timesteps there are "
+            "(diffusion.timesteps): lower it"
         )
 
 

@@ -42,11 +42,6 @@ class Engine:
             for names in self._groups(phase).values():
                 self._ever |= {name: trainee.trainable[name] for name in names}
 
-    @property
-    def groups(self) -> list[str]:
-        """The groups of parameters, in the order of the optimizer's."""
-        return list(self._named)
-
     def fits(self, phase: Phase) -> bool:
         """Whether a phase can go on with what is there."""
         before = self._phase
@@ -73,8 +68,8 @@ class Engine:
         )
 
     def rates(self, phase: Phase, step: int, total_steps: int) -> dict[str, float]:
-        """The learning rate of every group at a step counted from 0."""
-        return rates(self.groups, phase.optim, step, total_steps)
+        """The learning rate of every group at a step counted from 0, in the order of the optimizer's."""
+        return rates(self._named, phase.optim, step, total_steps)
 
     def _groups(self, phase: Phase) -> dict[str, list[str]]:
         return parameter_groups(self._trainee.trainable, phase.optim)

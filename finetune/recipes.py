@@ -95,6 +95,8 @@ def explain(error: Exception) -> str:
         return f"there is no setting {key}{suggestion(key)}"
     if "is not a subclass of SourceConfig" in said:
         return f"data.sources.{key} cannot be set alone: give data.sources={{NAME: {{path: …}}, …}}, all of them"
+    if re.search(r"is not a subclass of \w+|Cannot assign \w+ to Dict", said):
+        return f"{key} holds settings by their names: write {{name: value}}, or give one alone, as {key}.NAME=…"
     if "is incompatible with (str)" in said:
         return f"{key} has a name that is no text: put it in quotes"
     if "is not a ListConfig" in said:

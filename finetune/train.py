@@ -110,15 +110,13 @@ class Run:
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
             loss = self.step.loss(batch.to(self.distributed.device))
-            self.distributed.backward(loss, last=True)
-            self.distributed.step([0.0] * len(self.engine.groups))
+            self.distributed.rehearse(loss)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"a micro-batch of {micro_batch} pictures of {width}×{height} px with the longest prompt does not fit "
                 "into the GPU's memory: lower train.micro_batch, set model.gradient_checkpointing=true, or train fewer "
                 "pixels (data=px512)"
             ) from error
-        self.distributed.discard_optimizer_state()
         if not torch.isfinite(loss):
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
 

@@ -4,6 +4,7 @@ import pytest
 
 from finetune.config import BatchConfig, Config, RunConfig, check, plan_settings, resolved
 from finetune.data.config import DataConfig
+from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig, SamplesConfig
@@ -70,6 +71,13 @@ def test_samples_far_larger_than_what_is_trained_are_refused() -> None:
     samples = SamplesConfig(prompts=["a"], width_px=2048, height_px=512)
     with pytest.raises(UserError, match="2048×512 px, more than twice the longest side"):
         check(config(monitor=MonitorConfig(samples=samples)), world=1)
+
+
+def test_more_sampling_steps_than_timesteps_are_refused() -> None:
+    samples = SamplesConfig(prompts=["a"], steps=21)
+    with pytest.raises(UserError, match=r"monitor\.samples\.steps is 21, more than the 20 timesteps"):
+        check(config(monitor=MonitorConfig(samples=samples), diffusion=DiffusionConfig(timesteps=20)), world=1)
+    check(config(monitor=MonitorConfig(samples=samples), diffusion=DiffusionConfig(timesteps=21)), world=1)
 
 
 def test_secrets_are_blacked_out_wherever_they_stand() -> None:

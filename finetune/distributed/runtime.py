@@ -136,6 +136,17 @@ class Distributed:
             self._ema.update()
         return norm
 
+    def rehearse(self, loss: Tensor) -> None:
+        """Take the step of a loss at rate 0, whatever the optimizer makes of that, and leave no trace of it."""
+        engine = self._prepared
+        kept = [flat.values.to("cpu", copy=True) for flat in engine.flats]
+        engine.backward(loss, last=True)
+        self.step([0.0] * len(engine.optimizer.param_groups))
+        for flat, values in zip(engine.flats, kept, strict=True):
+            flat.values.copy_(values)
+        engine.publish()
+        self.discard_optimizer_state()
+
     def discard_optimizer_state(self) -> None:
         """Forget all that steps leave behind beside the weights, as if none had been taken."""
         self._state.discard()

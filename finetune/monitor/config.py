@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from finetune.checks import check_choice
 from finetune.errors import UserError
 
+MAX_SEED = 2**32
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -69,6 +70,8 @@ class SamplesConfig:
             raise UserError(
                 "monitor.samples.every_steps must not be negative, monitor.samples.steps and batch at least 1"
             )
+        if not 0 <= self.seed < MAX_SEED:
+            raise UserError(f"monitor.samples.seed is {self.seed}: use a number from 0 to {MAX_SEED - 1}")
         if self.width_px < 8 or self.height_px < 8 or self.width_px % 8 or self.height_px % 8:
             raise UserError(
                 f"monitor.samples asks for {self.width_px}×{self.height_px} px: use positive multiples of 8"

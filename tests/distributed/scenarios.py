@@ -82,8 +82,7 @@ class Scenarios:
     def average(self, ema: EmaConfig) -> dict[str, Any]:
         """The weights after each step, and their average in the end; a trial step before all leaves no trace."""
         self.again("adamw", ema=ema)
-        self.trainer.step(0, [0.0] * 2)
-        self.trainer.distributed.discard_optimizer_state()
+        self.trainer.rehearse()
         weights = [self.trainer.parameters()]
         for step in range(STEPS):
             self.steps(step)
