@@ -34,27 +34,33 @@ def field_notes(owner: type) -> dict[str, str]:
     return notes
 
 
-def default(field: dataclasses.Field[Any]) -> str:
-    """The field's default as YAML would have it."""
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+def default(field: dataclasses.Field[Any]) -> Any:
+    """The field's default."""
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+
+
+def shown(value: Any) -> str:
+    """A default as YAML would have it."""
     if value == "???":
         return "*must be set*"
     plain = {None: "null", True: "true", False: "false", "": '""'}
     return f"`{plain[value] if isinstance(value, str | bool | None) and value in plain else value}`"
 
 
-def section(owner: type, prefix: str) -> str:
-    """A heading and a table of one dataclass, followed by those of the dataclasses in it."""
+def section(owner: type, prefix: str, whole: Any = None) -> str:
+    """A heading and a table of one dataclass, followed by those of the dataclasses in it. Defaults are those of
+    `whole`, which a field of the dataclass around it may have made otherwise, or else the dataclass's own."""
     notes, hints = field_notes(owner), get_type_hints(owner)
     rows, nested = [], []
     for field in dataclasses.fields(owner):
         kind = hints[field.name]
+        value = default(field) if whole is None else getattr(whole, field.name)
         inner = next((a for a in (kind, *get_args(kind)) if dataclasses.is_dataclass(a)), None)
         if inner is not None:
             many = "" if inner is kind else ".NAME" if get_origin(kind) is dict else "[]"
-            nested.append(section(inner, f"{prefix}{field.name}{many}."))
+            nested.append(section(inner, f"{prefix}{field.name}{many}.", value if inner is kind else None))
         if inner is not kind:
-            rows.append(f"| `{prefix}{field.name}` | {default(field)} | {notes[field.name]} |")
+            rows.append(f"| `{prefix}{field.name}` | {shown(value)} | {notes[field.name]} |")
     doc = " ".join((owner.__doc__ or "").split())
     table = "\n".join(["| key | default | |", "|---|---|---|", *rows])
     title = f"## {prefix.rstrip('.') or 'The whole'}"

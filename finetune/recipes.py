@@ -80,6 +80,8 @@ def explain(error: Exception) -> str:
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
     said = str(cause or error)
+    if re.search(r"no viable alternative at input '\{.*['\"]", said):
+        return "names within {} stand without quotes on the command line: write {name: value}"
     # Composing several files, Hydra keeps of what went wrong the text alone, behind a line of its own.
     sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
     told = re.search(r"full_key: (\S+)", said)

@@ -64,6 +64,7 @@ class Run:
         tokenizers = load_tokenizers(config.model)
         self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
         self.feed.check_prompts(self.tokenizer)
+        self.objective = Objective(config.diffusion).to(self.distributed.device)
         components = load_components(config.model)
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
@@ -72,7 +73,6 @@ class Run:
             self.trainee, unfolded, self.distributed, config.ema, global_batch=config.train.global_batch
         )
         self.vae = components.vae.to(self.distributed.device).eval().requires_grad_(False)
-        self.objective = Objective(config.diffusion).to(self.distributed.device)
         self.pipeline = build_pipeline(components, config.diffusion)
 
     def find_checkpoint(self) -> Checkpoint | None:

@@ -59,7 +59,10 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("optim.name=sdg", "optim.name is 'sdg': use one of adamw, adamw8bit"),
         ("train.micro_batch=half", "train.micro_batch is 'half': give a value of type integer"),
         ("train.global_batch=255", "train.global_batch is 255 and train.micro_batch 8"),
-        ("optim.schedule=cosine", "optim.schedule holds settings by their names: write {name: value}, or give one alone"),
+        (
+            "optim.schedule=cosine",
+            "optim.schedule holds settings by their names: write {name: value}, or give one alone",
+        ),
         ("ema=0.9", "ema holds settings by their names"),
         ("phases=[3]", "phases[0] holds settings by their names"),
         ("phases=[{until: 3 steps, optim: adopt}]", "optim holds settings by their names"),

@@ -37,6 +37,7 @@ OTHER = """Diffusers counts SDXL's from the penultimate layer, hence the `clip_s
 the prompt alone: what leads away, give as `negative_prompt_embeds` of the same layer. Set `model.clip_skip={ours}` to
 finetune this model further."""
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
+MODEL_SPEC_PREDICTIONS = ("v", "epsilon")
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 TEXT_ENCODER_PREFIX = "text_model."
@@ -91,8 +92,19 @@ def export(pipeline: Pipeline, folder: Path, *, model: ModelConfig, steps: int) 
 
 def export_file(components: Components, diffusion: DiffusionConfig, path: Path, *, steps: int) -> Path:
     """Write the parts as one `.safetensors` file; text encoders keep all layers, since other programs skip the last
-    ones by themselves. The header says what is predicted, and SDXL's file has the markers by which others know."""
-    metadata = {"longhaul.steps": str(steps), "modelspec.prediction_type": diffusion.prediction}
+    ones by themselves.
+
+    The header says how to sample: `longhaul.scheduler` is the configuration of diffusers' DDIMScheduler as JSON,
+    `longhaul.clip_skip` the layer counted from the last, `modelspec.prediction_type` what is predicted where the SAI
+    model spec has a name for it. SDXL's file has the markers by which others know.
+    """
+    metadata = {
+        "longhaul.steps": str(steps),
+        "longhaul.clip_skip": str(components.prompt_encoder.clip_skip),
+        "longhaul.scheduler": sampling_scheduler(diffusion).to_json_string(),
+    }
+    if diffusion.prediction in MODEL_SPEC_PREDICTIONS:
+        metadata["modelspec.prediction_type"] = diffusion.prediction
     markers = []
     if len(components.tokenizers) > 1 and diffusion.prediction == "v":
         markers = ["v_pred", "ztsnr"] if diffusion.zero_terminal_snr else ["v_pred"]

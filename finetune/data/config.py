@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from finetune.checks import check_choice, check_share
+from finetune.checks import check_choice, check_not_negative, check_share
 from finetune.errors import UserError
 
 TEXT_KINDS = ("auto", "tags", "caption")
@@ -88,8 +88,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not 1 / MAX_REPEATS <= self.repeats <= MAX_REPEATS:
             raise UserError(f"a source's repeats is {self.repeats}: use {1 / MAX_REPEATS} to {MAX_REPEATS}")
-        if self.loss_weight < 0:
-            raise UserError(f"a source's loss_weight is {self.loss_weight}: use 0 or more")
+        check_not_negative("a source's loss_weight", self.loss_weight)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from finetune.checks import check_choice
+from finetune.checks import check_above_zero, check_choice, check_finite, check_not_negative
 from finetune.errors import UserError
 
 PREDICTIONS = ("v", "epsilon", "x0")
@@ -74,6 +74,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_choice("diffusion.sampling.distribution", self.distribution, DISTRIBUTIONS)
+        check_finite("diffusion.sampling.mean", self.mean)
         check_above_zero("diffusion.sampling.std", self.std)
         end = -1
         for bounds in self.ranges:
@@ -120,8 +121,9 @@ class DiffusionConfig:
     huber_delta: float = 0.1
     """Error at which huber turns from the one to the other."""
     huber_schedule: str = "snr"
-    """How huber's delta depends on the timestep: constant, or falling from about 1 at the first to huber_delta at the
-    last, either as an exponential (Khrapov et al., arXiv 2403.16728) or with the signal-to-noise ratio (snr)."""
+    """How huber's delta depends on the timestep: constant, or falling from about 1 at the first to huber_delta (at most
+    1) at the last, either as an exponential (Khrapov et al., arXiv 2403.16728) or with the signal-to-noise ratio
+    (snr)."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -156,15 +158,8 @@ class DiffusionConfig:
         check_above_zero("diffusion.huber_delta", self.huber_delta)
         check_not_negative("diffusion.p2_gamma", self.p2_gamma)
         check_not_negative("diffusion.weight_floor", self.weight_floor)
-
-
-def check_above_zero(name: str, value: float) -> None:
-    """Raise UserError unless `value` is above 0."""
-    if value <= 0.0:
-        raise UserError(f"{name} is {value}: use a number above 0")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Raise UserError if `value` is below 0."""
-    if value < 0.0:
-        raise UserError(f"{name} is {value}: use 0 or more")
+        if self.huber_delta > 1.0 and self.huber_schedule != "constant":
+            raise UserError(
+                f"diffusion.huber_delta is {self.huber_delta}, but under huber_schedule={self.huber_schedule} delta "
+                "falls to it from 1: use a number up to 1, or huber_schedule=constant"
+            )

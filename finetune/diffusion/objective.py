@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.losses import LOSSES, huber_deltas
 from finetune.diffusion.schedule import Schedule
+from finetune.diffusion.timesteps import Timesteps
 from finetune.diffusion.weighting import neglect, timestep_weights
 
 
@@ -20,10 +21,11 @@ class Objective(nn.Module):
     delta: Tensor
 
     def __init__(self, config: DiffusionConfig) -> None:
+        """Make the tables. Raises UserError where a timestep has no finite weight, or none can be drawn."""
         super().__init__()
         schedule = Schedule(config)
         weight = timestep_weights(schedule.snr, config)
-        self.neglect = neglect(weight, config)
+        self.neglect = neglect(weight, Timesteps(config).probabilities, config)
         """What a run has to say at its start about timesteps that hardly count."""
         self._strengths = config.noise
         self._loss = LOSSES[config.loss]

@@ -23,12 +23,16 @@ class Timesteps:
             weights = torch.ones(config.timesteps, dtype=torch.float64)
         else:
             weights = logit_normal(config.timesteps, sampling.mean, sampling.std)
-        self._cumulative = weights[self._allowed].cumsum(0)
+        weights = weights[self._allowed]
+        self._cumulative = weights.cumsum(0)
         if self._cumulative[-1] <= 0.0:
             raise UserError(
                 "diffusion.sampling.ranges lie where the logit-normal distribution has nothing: "
                 "raise diffusion.sampling.std, or move its mean"
             )
+        self.probabilities = torch.zeros(config.timesteps, dtype=torch.float64)
+        """How likely each timestep is to be drawn: float64 [timesteps]."""
+        self.probabilities[self._allowed] = weights / weights.sum()
 
     def __call__(self, uniform: Tensor) -> Tensor:
         """The timesteps at some quantiles.

@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from finetune.diffusion.config import DiffusionConfig
+from finetune.errors import UserError
+
+HEAVY_SHARE = 0.1
+"""A timestep that has more than this share of all weight is too heavy,"""
+HEAVY_FACTOR = 10.0
+"""if it also weighs more than this times the average, as it needn't where only a few are trained."""
 
 
 def min_snr(snr: Tensor, config: DiffusionConfig) -> Tensor:
@@ -40,7 +46,7 @@ ON_X0: dict[str, Callable[[Tensor, DiffusionConfig], Tensor]] = {
 }
 ERROR_PER_X0_ERROR: dict[str, Callable[[Tensor], Tensor]] = {
     "x0": torch.ones_like,
-    "epsilon": lambda snr: snr,  # never 0, as the config refuses epsilon with zero terminal SNR
+    "epsilon": lambda snr: snr,  # 0 where alpha_bar underflows: `timestep_weights` refuses what comes of that
     "v": lambda snr: snr + 1.0,
 }
 """The squared error of a prediction over that of the x0 which it amounts to, by SNR."""
@@ -53,23 +59,41 @@ def timestep_weights(snr: Tensor, config: DiffusionConfig) -> Tensor:
         snr: float64 [timesteps].
 
     Returns:
-        float64 [timesteps], finite.
+        float64 [timesteps], finite in float32 too.
+
+    Raises:
+        UserError: there is none for a timestep that has hardly any of the picture, or hardly any noise.
     """
     if config.weighting == "constant":
         weights = torch.ones_like(snr)
     else:
         weights = ON_X0[config.weighting](snr, config) / ERROR_PER_X0_ERROR[config.prediction](snr)
-    return weights.clamp(min=config.weight_floor)
+    weights = weights.clamp(min=config.weight_floor)
+    finite = torch.isfinite(weights.float())
+    if not finite.all():
+        timestep = int(finite.long().argmin())
+        raise UserError(
+            f"diffusion.weighting={config.weighting} gives {config.prediction} at timestep {timestep}, where SNR is "
+            f"{float(snr[timestep]):.2g}, no finite weight: bring diffusion.beta_start and beta_end nearer to SD's"
+        )
+    return weights
 
 
-def neglect(weights: Tensor, config: DiffusionConfig) -> str | None:
-    """What has to be known of a last timestep that does not count at all, as with zero terminal SNR under every
-    weighting but constant without a floor; None where it counts.
+def neglect(weights: Tensor, probabilities: Tensor, config: DiffusionConfig) -> str | None:
+    """What has to be known of timesteps that hardly count; None where all is well.
 
     Args:
-        weights: of every timestep.
+        weights: of every timestep, finite: float64 [timesteps].
+        probabilities: of drawing it, likewise.
     """
-    if weights[-1] > 0.0:
+    sentences = (unweighted_end(weights, probabilities, config), heavy_timestep(weights, probabilities, config))
+    return "; ".join(sentence for sentence in sentences if sentence) or None
+
+
+def unweighted_end(weights: Tensor, probabilities: Tensor, config: DiffusionConfig) -> str | None:
+    """Whether the last timestep is trained with no weight at all, as with zero terminal SNR under every weighting but
+    constant without a floor."""
+    if weights[-1].float() > 0.0 or probabilities[-1] == 0.0:
         return None
     last, average = -(-len(weights) // 10), float(weights.mean())
     share = float(weights[-last:].mean()) / average
@@ -77,4 +101,17 @@ def neglect(weights: Tensor, config: DiffusionConfig) -> str | None:
         f"diffusion.weighting={config.weighting} with zero terminal SNR gives the last {last} timesteps {share:.1%} of "
         "the average weight and the very last, where sampling starts, none: unless that is meant, set "
         f"diffusion.weight_floor (a tenth of the average is {average / 10:.2g})"
+    )
+
+
+def heavy_timestep(weights: Tensor, probabilities: Tensor, config: DiffusionConfig) -> str | None:
+    """Whether one timestep has so much of all weight that the others hardly count."""
+    shares = weights * probabilities
+    heaviest, total = int(shares.argmax()), float(shares.sum())
+    if shares[heaviest] <= HEAVY_SHARE * total or weights[heaviest] <= HEAVY_FACTOR * total:
+        return None
+    return (
+        f"diffusion.weighting={config.weighting} on {config.prediction} gives timestep {heaviest} alone "
+        f"{float(shares[heaviest]) / total:.0%} of all weight: unless that is meant, use another weighting or "
+        "diffusion.beta_schedule"
     )

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
-from finetune.model.parts import layout, load_part
+from finetune.model.parts import layout, load_module
 from finetune.model.single_file import load_single_file
 from finetune.model.text import PromptEncoder, load_tokenizers
 
@@ -72,14 +72,13 @@ def load_components(config: ModelConfig) -> Components:
 
 
 def _load_folder(config: ModelConfig, text_encoders: int) -> dict[str, nn.Module]:
-    options = {"use_safetensors": True}
     modules: dict[str, nn.Module] = {
-        "unet": load_part(UNet2DConditionModel, config, "unet", **options),
-        "vae": load_part(AutoencoderKL, config, "vae", **options),
+        "unet": load_module(UNet2DConditionModel, config, "unet"),
+        "vae": load_module(AutoencoderKL, config, "vae"),
     }
     for name, part in islice(TEXT_ENCODERS.items(), text_encoders):
         # Unlike diffusers, transformers would keep the precision that was saved.
-        modules[name] = load_part(part, config, name, dtype=torch.float32, **options)
+        modules[name] = load_module(part, config, name, dtype=torch.float32)
     return modules
 
 

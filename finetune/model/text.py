@@ -20,7 +20,7 @@ def load_tokenizers(config: ModelConfig) -> tuple[CLIPTokenizer, ...]:
     """A model's tokenizer, or SDXL's two, which read alike and pad differently.
 
     Raises:
-        UserError: there is none, or two that do not read alike.
+        UserError: there is none, or one that does not pad, or two that do not read alike.
     """
     first, second = TOKENIZERS
     tokenizers = [_load_tokenizer(config, first)]
@@ -39,6 +39,12 @@ def _load_tokenizer(config: ModelConfig, name: str) -> CLIPTokenizer:
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
             f"model.path {config.path} has no {name} that can be loaded: give a folder or hub id in diffusers' layout"
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"model.path {config.path}: its {name} has no pad_token, without which diffusers cannot sample either: "
+            "name the one that the model was trained with in tokenizer_config.json "
+            "(<|endoftext|>; of SD2, and in SDXL's tokenizer_2, !)"
         )
     return tokenizer
 

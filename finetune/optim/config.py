@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from finetune.checks import check_choice
+from finetune.checks import check_above_zero, check_choice, check_not_negative
 from finetune.errors import UserError
 
 SCHEDULES = {
@@ -17,6 +17,8 @@ SCHEDULES = {
     "steps": ("steps",),
 }
 """The schedules, each with those of its settings that not all of them have."""
+AS_UNET = "unet"
+"""The name of a schedule that is the UNet's."""
 DECAYS = ("linear", "sqrt")
 
 OPTIMIZERS = {
@@ -58,7 +60,8 @@ class ScheduleConfig:
 
     name: str = "linear"
     """constant; linear; cosine (Loshchilov and Hutter, arXiv 1608.03983); polynomial; wsd: constant, then a decay over
-    the last share of the run (Hu et al., arXiv 2404.06395); steps: a list of rates."""
+    the last share of the run (Hu et al., arXiv 2404.06395); steps: a list of rates. Text encoders' own
+    is unet by default: as the UNet's."""
     warmup_steps: int = 0
     """Steps over which the schedule is multiplied by a factor that rises evenly to 1."""
     final_factor: float = 0.0
@@ -77,16 +80,14 @@ class ScheduleConfig:
     all else is scaled in proportion."""
 
     def __post_init__(self) -> None:
-        check_choice("schedule.name", self.name, tuple(SCHEDULES))
+        check_choice("schedule.name", self.name, (*SCHEDULES, AS_UNET))
         check_choice("schedule.decay", self.decay, DECAYS)
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}: use 0 or more")
+        check_not_negative("schedule.warmup_steps", self.warmup_steps)
         if not 0.0 <= self.final_factor <= 1.0:
             raise UserError(f"schedule.final_factor is {self.final_factor}: use a number from 0 to 1")
         if self.cycles < 1:
             raise UserError(f"schedule.cycles is {self.cycles}: use 1 or more")
-        if self.power <= 0.0:
-            raise UserError(f"schedule.power is {self.power}: use a number above 0")
+        check_above_zero("schedule.power", self.power)
         if not 0.0 < self.decay_share <= 1.0:
             raise UserError(f"schedule.decay_share is {self.decay_share}: use a number above 0 and up to 1")
         if self.name == "steps":
@@ -94,10 +95,10 @@ class ScheduleConfig:
         self._check_used()
 
     def _check_used(self) -> None:
+        taken = ("name",) if self.name == AS_UNET else ("name", "warmup_steps", *SCHEDULES[self.name])
         for setting in fields(self):
             value = getattr(self, setting.name)
-            common = setting.name in ("name", "warmup_steps")
-            if not common and value != setting.default and setting.name not in SCHEDULES[self.name]:
+            if value != setting.default and setting.name not in taken:
                 raise UserError(f"schedule.{setting.name} is {value!r} but {self.name} has none: leave it out")
 
 
@@ -142,7 +143,7 @@ class OptimConfig:
     betas: list[float] | None = None
     """Decay rates of the two moments; null is the optimizer's own, as for eps and weight_decay."""
     eps: float | None = None
-    """Added to the root of the second moment (adopt: its lower bound)."""
+    """Added to the root of the second moment (adopt: its lower bound); above 0."""
     weight_decay: float | None = None
     """Weight decay, which is decoupled (times the rate, beside the gradient) in all but sgd and sgd8bit."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -150,27 +151,25 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    text_encoder_schedule: ScheduleConfig | None = None
-    """The schedule of text encoders where it is not the UNet's."""
+    text_encoder_schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(AS_UNET))
+    """The schedule of text encoders."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.]+:\w+", self.name):
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.name):
             check_choice("optim.name", self.name, (*OPTIMIZERS, "module:Class"))
-        if not (self.lr > 0.0 and self.text_encoder_lr >= 0.0 and self.second_text_encoder_lr >= 0.0):
-            raise UserError(
-                f"optim.lr is {self.lr}, optim.text_encoder_lr {self.text_encoder_lr} and optim.text_encoder_2_lr "
-                f"{self.text_encoder_2_lr}: the first must be above 0, the others not below"
-            )
-        if any(not factor >= 0.0 for factor in self.block_factors.values()):
-            raise UserError(f"optim.block_factors is {dict(self.block_factors)}: use factors of 0 or more")
+        check_above_zero("optim.lr", self.lr)
+        check_not_negative("optim.text_encoder_lr", self.text_encoder_lr)
+        check_not_negative("optim.text_encoder_2_lr", self.second_text_encoder_lr)
+        for block, factor in self.block_factors.items():
+            check_not_negative(f"optim.block_factors.{block}", factor)
         if not self.train:
             raise UserError('optim.train is empty: use ["*"] to train all that has a rate')
-        if not self.max_grad_norm > 0.0:
-            raise UserError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number above 0")
+        check_above_zero("optim.max_grad_norm", self.max_grad_norm)
+        check_choice("optim.schedule.name", self.schedule.name, tuple(SCHEDULES))
         self._check_arguments()
         if self.name in ESTIMATORS:
             self._check_one_rate()
-        if self.name == "schedule_free_adamw" and {self.schedule.name, self._text_schedule.name} != {"constant"}:
+        if self.name == "schedule_free_adamw" and {self.schedule.name, self.text_schedule.name} != {"constant"}:
             raise UserError(
                 "optim.name is schedule_free_adamw, whose average of the weights takes the place of a decay: "
                 "set optim.schedule.name=constant"
@@ -189,16 +188,17 @@ class OptimConfig:
         return {name: value for name, value in values.items() if value is not None}
 
     @property
-    def _text_schedule(self) -> ScheduleConfig:
-        return self.text_encoder_schedule or self.schedule
+    def text_schedule(self) -> ScheduleConfig:
+        """The schedule that text encoders follow."""
+        return self.schedule if self.text_encoder_schedule.name == AS_UNET else self.text_encoder_schedule
 
     def _check_arguments(self) -> None:
         if self.betas is not None and (len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas)):
             raise UserError(f"optim.betas is {list(self.betas)}: give two numbers in [0, 1)")
-        for name in ("eps", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0.0:
-                raise UserError(f"optim.{name} is {value}: use 0 or more")
+        if self.eps is not None:
+            check_above_zero("optim.eps", self.eps)  # at 0, a gradient of 0 is divided by 0
+        if self.weight_decay is not None:
+            check_not_negative("optim.weight_decay", self.weight_decay)
         takes = OPTIMIZERS.get(self.name, tuple(self.arguments))
         for name in self.arguments:
             if name not in takes:
@@ -210,7 +210,7 @@ class OptimConfig:
     def _check_one_rate(self) -> None:
         rates = {self.lr, self.text_encoder_lr, self.second_text_encoder_lr} - {0.0}
         factors = set(self.block_factors.values()) - {0.0, 1.0}
-        if len(rates) > 1 or factors or self.text_encoder_schedule is not None:
+        if len(rates) > 1 or factors or self.text_schedule is not self.schedule:
             raise UserError(
                 f"optim.name is {self.name}, which estimates one rate for all that trains: give the text encoders "
                 "optim.lr or 0, blocks a factor of 1 or 0, and all the same schedule"

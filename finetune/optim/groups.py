@@ -28,9 +28,15 @@ def parameter_groups(names: Iterable[str], config: OptimConfig) -> dict[str, lis
         names: all parameters that could train, as `unet.conv_in.weight`.
 
     Raises:
-        UserError: a pattern of `train` or of `block_factors` fits nothing, or nothing is left to train.
+        UserError: a pattern of `train` or of `block_factors` fits nothing, there is a rate for a text encoder that
+            the model lacks, or nothing is left to train.
     """
     names = list(names)
+    if config.text_encoder_2_lr is not None and not any(name.startswith("text_encoder_2.") for name in names):
+        raise UserError(
+            f"optim.text_encoder_2_lr is {config.text_encoder_2_lr}, but the model has no second text encoder: "
+            "leave it null"
+        )
     for pattern in config.train:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"optim.train has {pattern!r}, which fits no parameter: names begin as {names[0]!r}")
@@ -65,9 +71,9 @@ def base_rates(labels: Iterable[str], config: OptimConfig) -> dict[str, float]:
 def rates(labels: Iterable[str], config: OptimConfig, step: int, total_steps: int) -> dict[str, float]:
     """The learning rate of each group at a step counted from 0, of a run of `total_steps`."""
     factor = text_factor = rate_factor(config.schedule, config.lr, step, total_steps)
-    if config.text_encoder_schedule is not None:
-        text_lr = config.text_encoder_lr or config.second_text_encoder_lr
-        text_factor = rate_factor(config.text_encoder_schedule, text_lr, step, total_steps)
+    text_lr = config.text_encoder_lr or config.second_text_encoder_lr
+    if text_lr and config.text_schedule is not config.schedule:
+        text_factor = rate_factor(config.text_schedule, text_lr, step, total_steps)
     return {
         label: rate * (text_factor if label.startswith("text_encoder") else factor)
         for label, rate in base_rates(labels, config).items()

@@ -39,6 +39,15 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
 """Each optimizer with the arguments that make it the published one, which `optim.options` may override."""
 DEAD_ARGUMENTS = ("nesterov", "dampening", "amsgrad", "args")
 """What bitsandbytes' signatures have and its kernels do nothing with."""
+FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError),
+)
+"""What code that is not ours raises over arguments that it was not made for."""
+TRIAL_SIDE = 64
+"""Rows and columns of the matrix on which an optimizer is tried: the least that bitsandbytes keeps in 8 bits."""
+TRIAL_STEPS = 2
+"""ADOPT's first one only starts its second moment."""
 
 
 def build_optimizer(config: OptimConfig, groups: Mapping[str, Sequence[nn.Parameter]]) -> Optimizer:
@@ -52,16 +61,37 @@ def build_optimizer(config: OptimConfig, groups: Mapping[str, Sequence[nn.Parame
     param_groups: list[dict[str, Any]] = [{"params": list(group), "name": name} for name, group in groups.items()]
     try:
         optimizer = build(param_groups, lr=config.lr, **{**defaults, **config.arguments, **config.options})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optim.name is {config.name}, which refuses its arguments ({error}): mend them") from error
-    if hasattr(optimizer, "train"):  # schedule-free ones hold either the weights that train or their average
-        optimizer.train()
+        if hasattr(optimizer, "train"):  # schedule-free ones hold either the weights that train or their average
+            optimizer.train()
+    except FAULTS as error:
+        raise UserError(f"optim.name={config.name} refuses its arguments ({told(error)}): mend them") from error
     return optimizer
 
 
 def check_optimizer(config: OptimConfig) -> None:
-    """Try the optimizer on a lone parameter, before a model is loaded. Raises UserError as `build_optimizer` does."""
-    build_optimizer(config, {"unet": [nn.Parameter(torch.zeros(1))]})
+    """Try the optimizer on a small matrix at rate 0, before a model is loaded.
+
+    Raises:
+        UserError: as `build_optimizer` does, or it cannot take a step.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parameter = nn.Parameter(torch.ones(TRIAL_SIDE, TRIAL_SIDE, device=device))
+    optimizer = build_optimizer(config, {"unet": [parameter]})
+    optimizer.param_groups[0]["lr"] = 0.0
+    try:
+        for _ in range(TRIAL_STEPS):
+            parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    except FAULTS as error:
+        raise UserError(
+            f"optim.name={config.name} cannot take a step with its arguments ({told(error)}): mend them, or use "
+            "another optimizer"
+        ) from error
+
+
+def told(error: Exception) -> str:
+    """The kind and the words of an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def own_optimizer(name: str) -> Callable[..., Optimizer]:
@@ -73,8 +103,10 @@ def own_optimizer(name: str) -> Callable[..., Optimizer]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"optim.name is {name}: {error}; give a module that Python finds, and a class in it") from error
+    except FAULTS as error:
+        raise UserError(
+            f"optim.name is {name} ({told(error)}): give a module that Python finds and can read, and a class in it"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise UserError(f"optim.name is {name}, which is no torch.optim.Optimizer: give a class that is one")
     return found

@@ -1,6 +1,9 @@
 """Exports: what others load, and how they sample it."""
 
 import json
+import re
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,13 @@ from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
 from finetune.model.text import PromptTokenizer
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 OBJECTIVES = [
     {"prediction": "v"},
     {"prediction": "v", "zero_terminal_snr": False, "beta_schedule": "linear"},
     {"prediction": "epsilon", "zero_terminal_snr": False},
     {"prediction": "epsilon", "zero_terminal_snr": False, "beta_schedule": "cosine"},
+    {"prediction": "epsilon", "zero_terminal_snr": False, "beta_start": 0.0001, "beta_end": 0.02},
     {"prediction": "x0"},
 ]
 PREDICTION_TYPES = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
@@ -64,8 +69,35 @@ def test_the_scheduler_has_the_schedule_that_was_trained(objective: dict[str, An
     trained = Schedule(config).signal.float() ** 2
     assert torch.allclose(scheduler.alphas_cumprod, trained, atol=1e-5)
     scheduler.set_timesteps(25)
-    assert scheduler.timesteps[0] == 999  # trailing: sampling starts at the last timestep
-    assert len(scheduler.timesteps) == 25
+    assert scheduler.timesteps.tolist() == list(range(999, 0, -40))  # trailing: from the last timestep in equal steps
+
+
+def test_the_number_of_timesteps_is_the_one_that_was_trained() -> None:
+    scheduler = sampling_scheduler(DiffusionConfig(timesteps=500))
+    assert len(scheduler.alphas_cumprod) == 500
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [499, 399, 299, 199, 99]
+
+
+def test_diffusers_finds_nothing_outdated_in_the_scheduler(tiny_sd15: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        build_pipeline(loaded(tiny_sd15), DiffusionConfig())
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_the_last_step_ends_at_the_noise_of_the_first_timestep(prediction: str) -> None:
+    config = DiffusionConfig(prediction=prediction)
+    scheduler, schedule = sampling_scheduler(config), Schedule(config)
+    scheduler.set_timesteps(25)
+    timestep = int(scheduler.timesteps[-1])
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    signal, deviation = float(schedule.signal[timestep]), float(schedule.noise[timestep])
+    exact = signal * noise - deviation * latents if prediction == "v" else latents
+    found = scheduler.step(exact, timestep, signal * latents + deviation * noise).prev_sample
+    expected = float(schedule.signal[0]) * latents + float(schedule.noise[0]) * noise  # noise[0] is 0.029
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
@@ -186,20 +218,83 @@ def test_the_single_file_loads_by_diffusers(twin: Path, tmp_path: Path) -> None:
         assert all(torch.equal(after[key], value) for key, value in before.items()), name
 
 
+def header(file: Path) -> tuple[dict[str, str], set[str]]:
+    """Metadata and names of a file's tensors."""
+    with safe_open(file, "pt") as opened_file:
+        return opened_file.metadata(), set(opened_file.keys())
+
+
 @pytest.mark.parametrize(
     ("objective", "markers"),
     [
         ({"prediction": "v"}, {"v_pred", "ztsnr"}),
         ({"prediction": "v", "zero_terminal_snr": False}, {"v_pred"}),
         ({"prediction": "epsilon", "zero_terminal_snr": False}, set()),
+        ({"prediction": "x0"}, set()),
     ],
 )
 def test_the_single_file_says_what_is_predicted(
     twin: Path, tiny_sdxl: Path, tmp_path: Path, objective: dict[str, Any], markers: set[str]
 ) -> None:
     file = export_file(loaded(twin), DiffusionConfig(**objective), tmp_path / "model.safetensors", steps=7)
-    with safe_open(file, "pt") as opened_file:
-        metadata, names = opened_file.metadata(), set(opened_file.keys())
-    assert metadata["modelspec.prediction_type"] == objective["prediction"]
+    metadata, names = header(file)
+    known = {"v": "v", "epsilon": "epsilon", "x0": None}  # to the SAI model spec
+    assert metadata.get("modelspec.prediction_type") == known[objective["prediction"]]
     assert metadata["longhaul.steps"] == "7"
     assert {"v_pred", "ztsnr"} & names == (markers if twin == tiny_sdxl else set())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
+def test_the_single_file_says_with_which_schedule_it_is_sampled(
+    tiny_sd15: Path, tmp_path: Path, objective: dict[str, Any]
+) -> None:
+    config = DiffusionConfig(**objective)
+    file = export_file(loaded(tiny_sd15), config, tmp_path / "model.safetensors", steps=7)
+    told = json.loads(header(file)[0]["longhaul.scheduler"])
+    scheduler = DDIMScheduler.from_config(told)
+    assert torch.allclose(scheduler.alphas_cumprod, Schedule(config).signal.float() ** 2, atol=1e-5)
+    assert told["prediction_type"] == PREDICTION_TYPES[config.prediction]
+    assert (told["num_train_timesteps"], told["timestep_spacing"]) == (1000, "trailing")
+    assert told["rescale_betas_zero_snr"] == config.zero_terminal_snr
+
+
+def test_the_single_file_says_its_clip_skip(twin: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    for clip_skip, told in ((None, "2" if twin == tiny_sdxl else "1"), (3, "3")):
+        trained = loaded(twin, clip_skip=clip_skip)
+        file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+        assert header(file)[0]["longhaul.clip_skip"] == told
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+def test_the_single_file_of_sdxl_needs_the_clip_skip_that_the_docs_say(
+    tiny_sdxl: Path, tmp_path: Path, clip_skip: int
+) -> None:
+    trained = loaded(tiny_sdxl, clip_skip=clip_skip)
+    file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+    pipeline = StableDiffusionXLPipeline.from_single_file(str(file), config=str(tiny_sdxl))
+    found = pipeline.encode_prompt("picture 3", do_classifier_free_guidance=False, clip_skip=clip_skip - 2)
+    ids = torch.from_numpy(PromptTokenizer(trained.tokenizers, 75)(["picture 3"]))
+    assert torch.allclose(found[0], trained.prompt_encoder(ids).states, atol=1e-5)
+
+
+def test_what_the_docs_say_samples_the_single_file_as_it_was_trained(
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components = loaded(tiny_sdxl)
+    expected = build_pipeline(components, DiffusionConfig())
+    export_file(components, DiffusionConfig(), tmp_path / "OUT.safetensors", steps=7)
+    (snippet,) = re.findall(r"```python\n(.+?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    # Without a configuration diffusers would take the published one from the hub, which is not the twin's.
+    read = partial(StableDiffusionXLPipeline.from_single_file, config=str(tiny_sdxl))
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_single_file", read)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)  # noqa: S102
+    options = {"num_inference_steps": 3, "height": 64, "width": 64, "guidance_rescale": 0.7, "output_type": "np"}
+    pictures = [
+        pipeline("picture 3", generator=torch.Generator().manual_seed(0), **options).images[0]
+        for pipeline in (names["pipeline"], expected)
+    ]
+    assert pictures[1].std() > 0.01
+    assert np.allclose(*pictures, atol=1e-4)

@@ -14,6 +14,7 @@ from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_uni
 from finetune.data.index import Index
 from finetune.data.journal import Exclusion
 from finetune.data.loader import Batch, LatentShape, MicroBatches, area_means, latent_mask, open_loader
+from finetune.data.noises import NoiseSource
 from finetune.data.plan import Plan
 from finetune.data.preparer import EXCLUDED, Preparer, Sample
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
@@ -102,6 +103,16 @@ def test_plain_noise_and_timesteps_are_the_streams_of_draws_and_slots(shards: Pa
         slots = micro_batch.first_slot + np.arange(4)
         quantiles = to_unit(hash_counters(purpose_key(5, "timestep"), step, slots))
         assert batch.timesteps.tolist() == (quantiles * 1000).astype(int).tolist()
+
+
+def test_all_noises_are_those_of_the_draws(shards: Path) -> None:
+    batches, plan = dataset(shards, diffusion=EVERYTHING)
+    batch, source = batches[0], NoiseSource(EVERYTHING.noise, 5)
+    for i, draw in enumerate(plan.step(0)[0].draws):
+        noises = source.draw(draw, tuple(batch.noise.shape[1:]))
+        assert noises.offset.abs().min() > 0.0
+        found = (batch.noise[i], batch.offset[i], batch.perturbation[i], batch.posterior_noise[i])
+        assert all(torch.equal(a, b) for a, b in zip(found, noises, strict=True))
 
 
 def test_timesteps_may_be_given(shards: Path) -> None:

@@ -78,6 +78,32 @@ def test_offsets_are_standard_normal_and_independent_of_the_noise() -> None:
     assert torch.corrcoef(torch.stack([offsets, means]))[0, 1].abs() < 5 / n**0.5
 
 
+def test_streams_are_independent() -> None:
+    """No number of one correlates with any of another over 2,000 draws: of all pairs none by more than 6 deviations."""
+    plain, found = many(offset=0.1, perturbation=0.1), many(pyramid_levels=1, pyramid_discount=1.0)
+    # One level of 3×5 in 6×10, scaled up: what is left without the plain noise, up to a factor.
+    scale = (found.noise - plain.noise * (found.noise * plain.noise).mean() / plain.noise.square().mean()).flatten(1)
+    streams = [plain.noise, plain.perturbation, plain.posterior, plain.offset, scale]
+    for number, first in enumerate(streams):
+        for second in streams[number + 1 :]:
+            a, b = (standard(values.flatten(1).double()) for values in (first, second))
+            assert (a.T @ b / len(DRAWS)).abs().max() < 6 / len(DRAWS) ** 0.5
+
+
+def standard(values: torch.Tensor) -> torch.Tensor:
+    """Of mean 0 and deviation 1 over the draws."""
+    return (values - values.mean(dim=0)) / values.std(dim=0)
+
+
+@pytest.mark.parametrize("name", ["offset", "perturbation"])
+def test_random_strengths_are_the_seed_s_own(name: str) -> None:
+    def strength(seed: int) -> torch.Tensor:
+        fixed, varied = (noises(seed=seed, **{name: 0.1}, **more) for more in ({}, {f"{name}_random": True}))
+        return (getattr(varied, name) / getattr(fixed, name)).mean()
+
+    assert abs(strength(5) - strength(6)) > 0.01
+
+
 def test_random_strengths_are_uniform_and_each_sample_s_own() -> None:
     settings = {"offset": 0.1, "perturbation": 0.1}
     fixed, varied = many(**settings), many(**settings, offset_random=True, perturbation_random=True)

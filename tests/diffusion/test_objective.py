@@ -5,8 +5,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from finetune.diffusion.config import PREDICTIONS, DiffusionConfig, NoiseConfig
+from finetune.diffusion.config import PREDICTIONS, DiffusionConfig, NoiseConfig, SamplingConfig
 from finetune.diffusion.objective import Objective
+from finetune.errors import UserError
 
 GENERATOR = torch.Generator().manual_seed(0)
 LATENTS, NOISE, OTHER = (torch.randn(6, 4, 5, 7, generator=GENERATOR) for _ in range(3))
@@ -154,6 +155,15 @@ def test_tables_are_fp32_and_soft_min_snr_nearly_ignores_the_noisiest_steps() ->
     assert ours.weight[900].item() == pytest.approx(0.003, abs=0.0005)
     assert ours.weight[999] == 0.0
     assert "diffusion.weight_floor" in (ours.neglect or "")
+
+
+def test_timesteps_that_are_not_drawn_are_not_spoken_of() -> None:
+    assert objective(sampling=SamplingConfig(ranges=[[0, 900]])).neglect is None
+
+
+def test_an_objective_without_finite_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="no finite weight"):
+        objective(prediction="epsilon", zero_terminal_snr=False, weighting="debiased", beta_end=0.5)
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased", "p2"])

@@ -1,14 +1,17 @@
 """The weights of timesteps against formulas derived by hand for each type of prediction."""
 
+import re
 from collections.abc import Callable
-from math import sqrt
+from math import cos, pi, sqrt
 
 import pytest
 import torch
 
-from finetune.diffusion.config import BETA_SCHEDULES, PREDICTIONS, WEIGHTINGS, DiffusionConfig
+from finetune.diffusion.config import BETA_SCHEDULES, PREDICTIONS, WEIGHTINGS, DiffusionConfig, SamplingConfig
 from finetune.diffusion.schedule import Schedule
+from finetune.diffusion.timesteps import Timesteps
 from finetune.diffusion.weighting import ON_X0, neglect, timestep_weights
+from finetune.errors import UserError
 
 TIMES = [0, 500, 900, 998, 999]
 # alpha_bar / (1 - alpha_bar), for the alpha_bar that test_schedule has for scaled-linear betas.
@@ -116,17 +119,26 @@ def test_the_floor_lifts_what_lies_below_it_alone() -> None:
     assert (floored >= 0.02).all()
 
 
+def said(settings: DiffusionConfig) -> str | None:
+    return neglect(weights(settings), Timesteps(settings).probabilities, settings)
+
+
 @pytest.mark.parametrize("weighting", ON_X0)
 @pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_a_run_is_told_of_timesteps_that_hardly_count(weighting: str, prediction: str) -> None:
-    settings = config(weighting, prediction, True)
+@pytest.mark.parametrize(("timesteps", "last"), [(1000, 100), (1005, 101)])
+def test_a_run_is_told_of_timesteps_that_hardly_count(
+    weighting: str, prediction: str, timesteps: int, last: int
+) -> None:
+    """The last tenth, in whole timesteps from above, and a tenth of the average as a floor."""
+    settings = config(weighting, prediction, True, timesteps=timesteps)
     found = weights(settings)
-    sentence = neglect(found, settings)
-    assert sentence is not None
-    share = found[900:].mean() / found.mean()
+    share = found[-last:].mean() / found.mean()
     assert share < 0.1
-    assert f"the last 100 timesteps {share:.1%} of" in sentence
-    assert "diffusion.weight_floor" in sentence
+    sentence = said(settings) or ""
+    assert f"the last {last} timesteps {share:.1%} of" in sentence
+    advised = re.search(r"diffusion\.weight_floor \(a tenth of the average is (\S+)\)", sentence)
+    assert advised is not None
+    assert float(advised[1]) == pytest.approx(found.mean().item() / 10, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +148,81 @@ def test_a_run_is_told_of_timesteps_that_hardly_count(weighting: str, prediction
         DiffusionConfig(weighting="constant"),
         DiffusionConfig(zero_terminal_snr=False),
         DiffusionConfig(prediction="epsilon", zero_terminal_snr=False),
+        DiffusionConfig(sampling=SamplingConfig(ranges=[[0, 500], [600, 998]])),
     ],
 )
-def test_nothing_is_said_where_the_last_timestep_counts(settings: DiffusionConfig) -> None:
-    assert neglect(weights(settings), settings) is None
+def test_nothing_is_said_where_the_last_timestep_counts_or_is_not_trained(settings: DiffusionConfig) -> None:
+    assert said(settings) is None
+
+
+def test_a_weight_too_small_for_fp32_is_none() -> None:
+    """With v and betas up to 0.5, SNR ends below 10^-80."""
+    settings = config("min_snr", "v", False, beta_end=0.5)
+    assert weights(settings)[-1] > 0.0
+    assert "the very last, where sampling starts, none" in (said(settings) or "")
+
+
+def heavy(**more: object) -> DiffusionConfig:
+    """1/sqrt(SNR) on epsilon: cosine betas end at 0.999, so the last alpha_bar is a thousandth of the one before it."""
+    return config("debiased", "epsilon", False, beta_schedule="cosine", **more)
+
+
+def test_a_run_is_told_of_a_timestep_that_outweighs_all_others() -> None:
+    """cos²((1 + 0.008)/1.008·π/2) is 0, so alpha_bar at 998 is that of the cosine and at 999 a thousandth of it."""
+    cosines = [cos((t / 1000 + 0.008) / 1.008 * pi / 2) for t in range(1000)]
+    alpha_bar = [(c / cosines[0]) ** 2 for c in cosines[1:]]
+    alpha_bar.append(alpha_bar[-1] / 1000)
+    by_hand = [sqrt((1 - a) / a) for a in alpha_bar]
+    share = by_hand[-1] / sum(by_hand)
+    assert share > 0.8
+    assert f"debiased on epsilon gives timestep 999 alone {share:.0%} of all weight" in (said(heavy()) or "")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(ranges=[[0, 990]]),
+        SamplingConfig(ranges=[[991, 999]]),  # 9 timesteps: none weighs ten times the average
+        SamplingConfig("logit_normal"),  # which draws the last one once in 10^12 times
+    ],
+)
+def test_a_heavy_timestep_is_none_where_it_is_hardly_drawn_or_few_are(sampling: SamplingConfig) -> None:
+    assert said(heavy(sampling=sampling)) is None
+
+
+def test_both_are_told() -> None:
+    sentence = said(DiffusionConfig(weighting="p2", p2_gamma=0.0, prediction="x0")) or ""
+    assert "the last 100 timesteps" in sentence
+    # SNR itself, of which alpha_bar = 0.99915 has 1175
+    assert "; diffusion.weighting=p2 on x0 gives timestep 0 alone" in sentence
+
+
+def test_nothing_is_said_where_no_timestep_that_is_trained_has_a_weight() -> None:
+    settings = config("min_snr", "v", False, beta_schedule="linear", beta_end=0.999)
+    settings.sampling.ranges = [[950, 990]]
+    assert (weights(settings)[950:991] == 0.0).all()
+    assert said(settings) is None
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased", "p2"])
+def test_weights_that_are_not_finite_are_refused(weighting: str) -> None:
+    """alpha_bar falls below what float64 has, and epsilon's error per x0's error with it: 0/0."""
+    settings = config(weighting, "epsilon", False, beta_schedule="linear", beta_end=0.999)
+    with pytest.raises(
+        UserError, match=f"weighting={weighting} gives epsilon at timestep .* no finite weight"
+    ) as caught:
+        weights(settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config("debiased", "epsilon", False, beta_end=0.5),  # finite in float64 alone
+        config("debiased", "x0", False, beta_start=1e-17),  # alpha_bar rounds to 1 at the start: SNR is infinite
+        DiffusionConfig(weight_floor=1e39),
+    ],
+)
+def test_so_are_weights_too_large_for_fp32(settings: DiffusionConfig) -> None:
+    with pytest.raises(UserError, match="no finite weight"):
+        weights(settings)

@@ -58,6 +58,14 @@ def test_two_tokenizers_that_read_differently_are_refused(tiny_sdxl: Path, tmp_p
         load_tokenizers(ModelConfig(path=str(tmp_path / "model")))
 
 
+def test_a_tokenizer_that_does_not_pad_is_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sdxl, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_2" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
+    with pytest.raises(UserError, match=r"its tokenizer_2 has no pad_token, .* name the one"):
+        load_tokenizers(ModelConfig(path=str(tmp_path / "model")))
+
+
 def test_words_are_never_control_tokens(shared_data: Path) -> None:
     clip = CLIPTokenizer.from_pretrained(shared_data / "clip_tokenizer", model_max_length=77)
     tokenizer = PromptTokenizer([clip], 75)

@@ -81,14 +81,18 @@ def test_seeds_change_pictures(parts: Parts) -> None:
     assert np.array_equal(first[1], other[0])
 
 
-def test_training_mode_comes_back_and_nothing_is_drawn_from_the_global_generator(tiny_sdxl: Path) -> None:
+def test_training_mode_is_left_meanwhile_and_nothing_is_drawn_from_the_global_generator(tiny_sdxl: Path) -> None:
     pipeline, tokenizer, encoder = opened(tiny_sdxl)
     parts = [pipeline.unet, *encoder.encoders]
     for part, training in zip(parts, (True, False, True), strict=True):
         part.train(training)
+    sampled: list[bool] = []
+    for part in parts:
+        part.register_forward_pre_hook(lambda module, given: sampled.append(module.training))
     before = torch.get_rng_state()
     sample_grid(pipeline, tokenizer, encoder, config(), torch.autocast("cpu", enabled=False))
     assert torch.equal(torch.get_rng_state(), before)
+    assert set(sampled) == {False}
     assert [part.training for part in parts] == [True, False, True]
 
 

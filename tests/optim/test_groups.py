@@ -162,6 +162,24 @@ def test_the_list_of_the_text_encoders_is_the_second_one_s_where_the_first_is_fr
     assert rates(["text_encoder_2"], config, 0, 10) == pytest.approx({"text_encoder_2": 3e-6})
 
 
+def test_a_list_of_rates_for_text_encoders_that_are_frozen_harms_nobody() -> None:
+    schedule = ScheduleConfig("steps", steps="3e-6")
+    config = OptimConfig(
+        lr=1e-5, text_encoder_lr=0.0, schedule=ScheduleConfig("linear"), text_encoder_schedule=schedule
+    )
+    assert rates(["unet", "text_encoder"], config, 5, 10) == pytest.approx({"unet": 5e-6, "text_encoder": 0.0})
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-6])
+def test_a_rate_for_a_second_text_encoder_asks_for_a_model_that_has_one(rate: float) -> None:
+    config = OptimConfig(text_encoder_2_lr=rate)
+    assert parameter_groups([*unet_names(), *TEXT], config)
+    with pytest.raises(
+        UserError, match=rf"optim\.text_encoder_2_lr is {rate}, but the model has no second text encoder"
+    ):
+        parameter_groups([*unet_names(), *TEXT[:2]], config)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

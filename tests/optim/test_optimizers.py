@@ -49,6 +49,14 @@ class Modes(torch.optim.SGD):
         self.mode = "train"
 
 
+class Undone(torch.optim.SGD):
+    """One that has no step yet."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        """None."""
+        raise NotImplementedError
+
+
 def test_every_name_that_is_allowed_can_be_built_and_chosen() -> None:
     choices = (ROOT / "conf" / "optim").glob("*.yaml")
     assert set(ALLOWED) == set(OPTIMIZERS) == {path.stem for path in choices}
@@ -260,20 +268,49 @@ def test_a_user_s_own_class_is_built_and_put_into_its_mode_for_training() -> Non
         ({"name": "adamw8bit", "options": {"amsgrad": True}}, r"optim\.options\.amsgrad is given but adamw8bit takes"),
         ({"name": "adopt", "options": {"cautious": True}}, r"optim\.options\.cautious is given but adopt takes lr, "),
         ({"name": "adamw", "options": {"momentum": 0.5}}, r"optim\.options\.momentum is given but adamw takes"),
-        ({"name": "sgd", "options": {"momentum": 0.0}}, r"sgd, which refuses its arguments \(Nesterov"),
-        ({"name": "no_such_module:Sgd"}, r"No module named 'no_such_module'; give a module that Python finds"),
+        ({"name": "sgd", "options": {"momentum": 0.0}}, r"sgd refuses its arguments \(ValueError: Nesterov"),
+        ({"name": "adamw", "options": {"fused": True, "foreach": True}}, r"adamw refuses its arguments \(RuntimeError"),
+        ({"name": "sgd8bit", "options": {"momentum": 0}}, r"sgd8bit refuses its arguments \(NotImplementedError"),
+        ({"name": "adopt", "options": {"clip_lambda": 5}}, r"adopt cannot take a step with its arguments \(TypeError"),
+        ({"name": "torch.optim:LBFGS"}, r"LBFGS cannot take a step .*'closure'\): mend them, or use another"),
+        ({"name": "torch.optim:SparseAdam"}, r"SparseAdam cannot take a step .*dense gradients"),
+        ({"name": f"{__name__}:Undone"}, r"Undone cannot take a step with its arguments \(NotImplementedError:\)"),
+        ({"name": "no_such_module:Sgd"}, r"No module named 'no_such_module'\): give a module that Python finds"),
         ({"name": "torch.optim:Sgd"}, r"has no attribute 'Sgd'"),
         ({"name": "torch.nn:Linear"}, r"torch\.nn:Linear, which is no torch\.optim\.Optimizer"),
         ({"name": f"{__name__}:Momentum", "betas": [0.9, 0.99]}, r"optim\.betas is given but .*:Momentum takes lr, "),
         ({"name": f"{__name__}:Momentum", "options": {"m": 1}}, r"optim\.options\.m is given but .*:Momentum takes lr"),
-        ({"name": f"{__name__}:Modes", "options": {"drag": 1}}, r"which refuses its arguments \(.*'drag'"),
+        ({"name": f"{__name__}:Modes", "options": {"drag": 1}}, r"Modes refuses its arguments \(TypeError: .*'drag'"),
     ],
 )
 def test_what_an_optimizer_does_not_take_is_refused_before_a_model_is_there(
     settings: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         check_optimizer(config(**settings))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*ALLOWED, "torch.optim:Muon", "torch.optim:NAdam", f"{__name__}:Momentum"])
+def test_what_can_train_passes(name: str) -> None:
+    check_optimizer(config(name))
+
+
+@pytest.mark.parametrize("text", ["class Own(:", "no_such_name", "1 / 0", "raise OSError('no such file')"])
+def test_a_user_s_module_that_cannot_be_read_is_named(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"optim\.name is broken_module:Own \(\w+Error: .*\): give a module") as caught:
+        check_optimizer(config("broken_module:Own"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_for_one_group_is_refused_where_there_are_several() -> None:
+    network, _ = regression()
+    with pytest.raises(UserError, match=r"LBFGS refuses its arguments \(ValueError"):
+        build_optimizer(config("torch.optim:LBFGS"), grouped(network))
 
 
 def test_optimizers_whose_state_means_the_same_share_a_kind() -> None:

@@ -61,6 +61,11 @@ def test_cosine_restarts_at_the_step_that_its_share_falls_on(total: int, cycles:
         assert rate_factor(config, LR, start - 1, total) < rate_factor(config, LR, start, total)
 
 
+def test_every_cycle_of_cosine_is_the_first_one_to_the_bit() -> None:
+    found = factors(4900, name="cosine", cycles=49)[:-1]
+    assert found == found[:100] * 49
+
+
 def test_polynomial_is_a_power_of_what_is_left() -> None:
     assert factors(4, name="polynomial", power=3.0) == [1.0, 27 / 64, 1 / 8, 1 / 64, 0.0]
 
@@ -109,9 +114,12 @@ def test_the_rise_is_even_and_ends_without_a_jump(warmup: int) -> None:
         ({"name": "sine"}, r"schedule\.name is 'sine': use one of constant, linear, cosine, polynomial, wsd, steps"),
         ({"name": "wsd", "decay": "cosine"}, r"schedule\.decay is 'cosine': use one of linear, sqrt"),
         ({"warmup_steps": -1}, r"schedule\.warmup_steps is -1: use 0 or more"),
+        ({"name": "unet", "warmup_steps": 5}, r"schedule\.warmup_steps is 5 but unet has none: leave it out"),
+        ({"name": "unet", "power": 3.0}, r"schedule\.power is 3\.0 but unet has none: leave it out"),
         ({"final_factor": 1.5}, r"schedule\.final_factor is 1\.5"),
         ({"name": "cosine", "cycles": 0}, r"schedule\.cycles is 0"),
         ({"name": "polynomial", "power": 0.0}, r"schedule\.power is 0\.0"),
+        ({"name": "polynomial", "power": math.nan}, r"schedule\.power is nan: use a finite number"),
         ({"name": "wsd", "decay_share": 0.0}, r"schedule\.decay_share is 0\.0"),
         ({"name": "steps"}, r"schedule\.steps is '': write it as in \"5e-6:12000, 5e-7:30000\""),
         ({"name": "steps", "steps": "1e-5, 1e-6:30"}, r"schedule\.steps is '1e-5, 1e-6:30': write it"),

@@ -1,0 +1,16 @@
+"""What a recipe may not say about its data."""
+
+from math import inf, nan
+
+import pytest
+
+from finetune.data.config import SourceConfig
+from finetune.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"), [(-0.5, "use 0 or more"), (nan, "use a finite number"), (inf, "use a finite number")]
+)
+def test_a_source_s_weight_is_finite_and_not_negative(weight: float, message: str) -> None:
+    with pytest.raises(UserError, match=f"a source's loss_weight is {weight}: {message}"):
+        SourceConfig("somewhere", loss_weight=weight)
