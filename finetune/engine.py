@@ -1,6 +1,6 @@
 """What trains in a phase: the wrapped model, the groups of its parameters and their optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -23,11 +23,13 @@ class Engine:
         ema: EmaConfig,
         *,
         global_batch: int,
+        saved: Mapping[str, nn.Parameter],
     ) -> None:
         """Find out what each phase trains.
 
         Args:
             global_batch: samples of an optimizer step, over all ranks.
+            saved: what the checkpoint holds that the run goes on from, whether or not a phase still trains it.
 
         Raises:
             UserError: a phase trains nothing, or names parts that the model does not have.
@@ -37,7 +39,7 @@ class Engine:
         self._ema = ema
         self._global_batch = global_batch
         self._phase: Phase | None = None
-        self._ever: dict[str, nn.Parameter] = {}
+        self._ever = dict(saved)
         for phase in phases:
             for names in self._groups(phase).values():
                 self._ever |= {name: trainee.trainable[name] for name in names}

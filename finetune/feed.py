@@ -10,7 +10,7 @@ from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
 from finetune.data.config import DataConfig
 from finetune.data.journal import Journal
 from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, open_loader
-from finetune.data.plan import PLAN_VERSION
+from finetune.data.plan import PLAN_VERSION, Plan
 from finetune.data.prepare import DataSet
 from finetune.data.preparer import Preparer
 from finetune.data.prompts.forms import average_mix
@@ -107,8 +107,11 @@ class Feed:
             return None
         return self.plan.first_step(self.plan.next_border(step + 1))
 
-    def changes(self, step: int) -> Journal | None:
+    def changes(self, step: int, check: Callable[[Plan], object]) -> Journal | None:
         """The journal with what has changed by a border, to be taken up by `renew`; None where nothing has.
+
+        Args:
+            check: raises UserError where a plan does not suit the run.
 
         Raises:
             UserError: what has changed cannot be used; on all ranks.
@@ -117,7 +120,7 @@ class Feed:
         def decide() -> Journal:
             dataset = self._at_border()
             journal = dataset.went_on(self.journal, step)
-            dataset.plan(journal)
+            check(dataset.plan(journal))
             dataset.sources(journal).verify()
             return journal
 

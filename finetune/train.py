@@ -16,6 +16,7 @@ from finetune.data.loader import LatentShape
 from finetune.data.preparer import BadSample
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
+from finetune.distributed.fragments import saved_parameters
 from finetune.engine import Engine
 from finetune.errors import UserError
 from finetune.feed import Batches, Feed
@@ -27,7 +28,7 @@ from finetune.monitor.watch import Watch
 from finetune.optim.optimizers import check_optimizer
 from finetune.phases import Phase, Phases
 from finetune.step import TrainingStep, trial_batch
-from finetune.validation import choose, validate
+from finetune.validation import Fixed, choose, validate
 
 
 def train(config: Config) -> None:
@@ -58,8 +59,10 @@ class Run:
         self.checkpoint = self.find_checkpoint()
         unfolded = phases(config)
         self.phases = Phases(unfolded, self.feed.plan)
-        for phase in unfolded:
+        for number, phase in enumerate(unfolded, 1):
             check_optimizer(phase.optim)
+            if config.data.held_out:
+                self.held_out(self.phases.span(number).start)
 
         tokenizers = load_tokenizers(config.model)
         self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
@@ -69,9 +72,9 @@ class Run:
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
         self.prompt_encoder = components.prompt_encoder
-        self.engine = Engine(
-            self.trainee, unfolded, self.distributed, config.ema, global_batch=config.train.global_batch
-        )
+        saved = saved_parameters(self.trainee, *self.checkpoint.ranks) if self.checkpoint else {}
+        batch = config.train.global_batch
+        self.engine = Engine(self.trainee, unfolded, self.distributed, config.ema, global_batch=batch, saved=saved)
         self.vae = components.vae.to(self.distributed.device).eval().requires_grad_(False)
         self.pipeline = build_pipeline(components, config.diffusion)
 
@@ -94,7 +97,7 @@ class Run:
         self.build(self.phases.at(start))
         self.trial(start)
         if self.checkpoint:
-            self.distributed.load_state(self.checkpoint.read, self.checkpoint.world)
+            self.distributed.load_state(*self.checkpoint.ranks)
         return start
 
     def build(self, phase: Phase) -> None:
@@ -103,9 +106,9 @@ class Run:
         self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
 
     def trial(self, start: int) -> None:
-        """Take a step of the most pixels that any phase from here on has, with the longest prompt, at rate 0, and
-        forget it, so that memory runs out in the first minute or never. Raises UserError where it does, or where the
-        model gives no finite loss."""
+        """Take a step of the most pixels that any phase from here on has, with the longest prompt, and forget it, so
+        that memory runs out in the first minute or, unless a later phase keeps more state, never. Raises UserError
+        where it does, or where the model gives no finite loss."""
         micro_batch, width, height = self.feed.plan.largest(start)
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
@@ -180,9 +183,9 @@ class Run:
         saves = done % self.config.checkpoint.every_steps == 0 or done == total
         if saves or done % self.config.monitor.flush_every_steps == 0:
             self.flush(bad, watch)
+        self.look(done, watch)  # before saving: what is done again after a kill is looked at again
         if saves:
             self.save(done, watch)
-        self.look(done, watch)
 
     def batches(self, steps: range) -> AbstractContextManager[Batches]:
         """This rank's micro-batches of some steps."""
@@ -197,7 +200,7 @@ class Run:
     def renew(self, step: int, watch: Watch | None) -> None:
         """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
         try:
-            journal = self.feed.changes(step)
+            journal = self.feed.changes(step, lambda plan: Phases(phases(self.config), plan))
         except UserError as error:
             if watch:
                 watch.event("data change passed over", step=step, reason=str(error))
@@ -216,7 +219,7 @@ class Run:
         if rebuilds := not self.engine.fits(phase):
             checkpoint = self.save(step, watch)
             self.build(phase)
-            self.distributed.load_state(checkpoint.read, checkpoint.world)
+            self.distributed.load_state(*checkpoint.ranks)
         if watch and step == self.phases.span(number).start:
             watch.phase_began(step, number, phase.facts, rebuilt=rebuilds)
 
@@ -283,12 +286,15 @@ class Run:
         """Take the loss on the samples that are held out."""
         began = time.perf_counter()
         step = TrainingStep(self.trainee, self.vae, self.objective, self.distributed.autocast())
-        epoch, count = self.feed.plan.epoch_of_step(done), self.config.monitor.validation.samples
         batches = self.feed.micro_batches(range(0), self.tokenizer, self.latents, self.config.diffusion)
-        chosen = choose(self.feed.plan, self.feed.sources, epoch, count, self.config.diffusion.timesteps)
-        found = validate(chosen, batches, step.errors, self.distributed)
+        found = validate(self.held_out(max(done - 1, 0)), batches, step.errors, self.distributed)
         if watch:
             watch.validated(done, {**found, "seconds": time.perf_counter() - began})
+
+    def held_out(self, step: int) -> list[Fixed]:
+        """What is validated in the phase of a step. Raises UserError where there is nothing."""
+        count, timesteps = self.config.monitor.validation.samples, self.config.diffusion.timesteps
+        return choose(self.feed.plan, self.feed.sources, self.feed.plan.epoch_of_step(step), count, timesteps)
 
     def finish(self, watch: Watch | None) -> None:
         """Export the model and draw the curves."""

@@ -63,6 +63,9 @@ def choose(plan: Plan, sources: Sources, epoch: int, count: int, timesteps: int)
 
     Args:
         timesteps: number of diffusion timesteps.
+
+    Raises:
+        UserError: none is held out, or none in a bucket that is trained.
     """
     chapter = plan.chapter(epoch)
     ids, buckets = chapter.layout.held_out()
@@ -70,6 +73,10 @@ def choose(plan: Plan, sources: Sources, epoch: int, count: int, timesteps: int)
     ids, buckets = ids[lowest], buckets[lowest] + chapter.first_bucket
     deciles = np.arange(len(ids)) % DECILES
     drawn = (deciles + to_unit(hash_counters(TIMESTEP_KEY, ids))) / DECILES * timesteps
+    if not len(ids):
+        raise UserError(
+            f"data.held_out holds out no sample that epoch {epoch} could validate: raise it, or set it to 0"
+        )
     chosen: list[Fixed] = []
     for bucket in np.unique(buckets).tolist():
         members = np.flatnonzero(buckets == bucket)
@@ -100,10 +107,8 @@ def validate(
         errors: gives the error of every sample of a batch: float32 [m].
 
     Raises:
-        UserError: there are none, or none that can be read.
+        UserError: none can be read.
     """
-    if not chosen:
-        raise UserError("data.held_out holds out no sample that could be validated: raise it, or set it to 0")
     own = list(outcomes(chosen[ranks.rank :: ranks.world], batches, errors, ranks.device))
     found = [outcome for outcomes in ranks.gather(own) for outcome in outcomes]
     if not found:

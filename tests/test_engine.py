@@ -38,9 +38,12 @@ def phases(*changes: dict[str, Any]) -> list[Phase]:
     return unfold(configs, OPTIM, BucketsConfig(), micro_batch=4)
 
 
-def engine(trainee: Trainee, unfolded: list[Phase]) -> tuple[Engine, Prepared]:
+def engine(
+    trainee: Trainee, unfolded: list[Phase], saved: dict[str, nn.Parameter] | None = None
+) -> tuple[Engine, Prepared]:
     prepared = Prepared()
-    return Engine(trainee, unfolded, prepared, EmaConfig(), global_batch=16), prepared  # type: ignore[arg-type]
+    made = Engine(trainee, unfolded, prepared, EmaConfig(), global_batch=16, saved=saved or {})  # type: ignore[arg-type]
+    return made, prepared
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,14 @@ def test_what_trains_in_another_phase_rests_and_what_never_does_is_left_alone(tr
     made.build(everything)
     assert prepared.given["resting"] == {}
     assert sum(len(group["params"]) for group in prepared.optimizer.param_groups) == len(trainee.trainable)
+
+
+def test_what_a_checkpoint_holds_is_kept_though_nothing_trains_it_any_more(trainee: Trainee) -> None:
+    frozen = phases({"optim": {"text_encoder_lr": 0.0}})[1:]
+    saved = {name: p for name, p in trainee.named_parameters() if name.startswith("text_encoder.")}
+    made, prepared = engine(trainee, frozen, saved)
+    made.build(frozen[0])
+    assert prepared.given["resting"] == saved
 
 
 def test_a_phase_that_trains_nothing_or_names_what_is_not_there_is_a_mistake(trainee: Trainee) -> None:

@@ -10,6 +10,7 @@ from finetune.config import BatchConfig, Config, RunConfig, policies
 from finetune.data.config import DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
 from finetune.data.loader import LatentShape
+from finetune.data.plan import Plan
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.shapes import PlanSettings, Shape
 from finetune.diffusion.config import DiffusionConfig
@@ -88,20 +89,27 @@ def test_a_change_that_cannot_be_used_leaves_all_as_it_was(shards: Path, tmp_pat
     before = feed.journal
     border = feed.border(0)
     assert border is not None
-    assert feed.changes(border) is None
+    assert feed.changes(border, lambda plan: None) is None
     overlay.write_text("{half a li")
     with pytest.raises(UserError, match="cannot be read"):
-        feed.changes(border)
+        feed.changes(border, lambda plan: None)
     overlay.write_text("\n".join(json.dumps({"id": sample, "exclude": True}) for sample in sample_ids(index)))
     with pytest.raises(UserError, match="the data set has 0 samples"):
-        feed.changes(border)
+        feed.changes(border, lambda plan: None)
     assert feed.journal == before
     overlay.write_text(json.dumps({"key": key, "tags": ["two"]}))
-    journal = feed.changes(border)
+
+    def refuse(plan: Plan) -> None:
+        raise UserError(f"{plan.steps(1)} steps do not suit")
+
+    with pytest.raises(UserError, match="steps do not suit"):
+        feed.changes(border, refuse)
+    assert feed.journal == before
+    journal = feed.changes(border, lambda plan: None)
     assert journal is not None
     feed.renew(journal)
     assert feed.journal.editions[-1].epoch == 1
-    assert feed.changes(border) is None
+    assert feed.changes(border, lambda plan: None) is None
 
 
 def test_the_weights_in_effect_are_told_by_source(shards: Path, tmp_path: Path) -> None:

@@ -128,4 +128,4 @@ def test_means_are_those_of_the_samples() -> None:
 
 def test_nothing_to_validate_is_a_mistake(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.held_out holds out no sample"):
-        validated(held_feed(shards, tmp_path, held=1e-9), 16)
+        chosen(held_feed(shards, tmp_path, held=1e-9), 16)

@@ -52,6 +52,11 @@ class Checkpoint:
     meta: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
+    @property
+    def ranks(self) -> tuple[Callable[[int], dict[str, Any]], int]:
+        """What reads a rank's state, and how many there are."""
+        return self.read, self.world
+
     def read(self, rank: int) -> dict[str, Any]:
         """The state that a rank saved, mapped from the file; nothing but tensors and plain values is unpickled."""
         state: dict[str, Any] = torch.load(

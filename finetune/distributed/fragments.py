@@ -4,7 +4,7 @@ However a strategy lays parameters out, what the optimizer steps is a list of fl
 parameters. A rank saves its pieces; any other layout copies the overlaps.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -81,7 +81,8 @@ class Saved:
         return (self._read(rank) for rank in self._order)
 
     def paste(self, flat: Flat, only: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Copy a flat tensor's own values in place.
+        """Copy a flat tensor's own values in place; parameters of which no rank saved anything have not been trained so
+        far, and stay as they are.
 
         Args:
             only: of what else was saved, take these alone; None takes all.
@@ -90,7 +91,7 @@ class Saved:
             All else by name: rows of the flat tensor's length, and single numbers.
 
         Raises:
-            UserError: something is missing.
+            UserError: a part of a parameter is missing.
         """
         values, numbers = {"param": flat.values}, dict[str, Any]()
         for piece in flat.pieces:
@@ -100,13 +101,16 @@ class Saved:
                 copied = overlay(piece, fragment["start"], rows, values)
                 found += copied
                 numbers.update(singles if copied else {})
-            if found != piece.numel:
+            if found != piece.numel and (found or self._holds(piece.name)):
                 raise UserError(
                     f"the checkpoint holds {found} of the {piece.numel} values that {piece.name} needs: "
                     "it is of another model, so start another run with another run.name"
                 )
         del values["param"]
         return values, numbers
+
+    def _holds(self, name: str) -> bool:
+        return any(name in state["fragments"] for state in self.states())
 
     def _fragments(self, piece: Piece) -> Iterator[Fragment]:
         """The fragments of a piece's parameter, until they cover the piece."""
@@ -146,23 +150,30 @@ def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: 
         UserError: the state is of another model.
     """
     saved = Saved(read, world)
-    parameters = dict(module.named_parameters())
-    for name in _saved_names(saved.states()):
-        if name not in parameters:
-            raise UserError(f"the checkpoint holds {name}, which the model has not: give the model that was trained")
-        flat = whole(name, parameters[name])
+    for name, parameter in saved_parameters(module, read, world).items():
+        flat = whole(name, parameter)
         averaged = saved.paste(flat, ["ema"])[0].get("ema")
         if ema and averaged is not None:
             flat.values.copy_(averaged)
 
 
+def saved_parameters(module: nn.Module, read: Callable[[int], RankState], world: int) -> dict[str, nn.Parameter]:
+    """The parameters of a model that `world` ranks have saved, by name.
+
+    Raises:
+        UserError: one is saved that the model does not have.
+    """
+    parameters = dict(module.named_parameters())
+    names = dict.fromkeys(name for state in Saved(read, world).states() for name in state["fragments"])
+    for name in names:
+        if name not in parameters:
+            raise UserError(f"the checkpoint holds {name}, which the model has not: give the model that was trained")
+    return {name: parameters[name] for name in names}
+
+
 def on_cpu(value: Any) -> Any:
     """A copy of a tensor on the CPU; anything else as it is."""
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-
-
-def _saved_names(states: Iterable[RankState]) -> list[str]:
-    return list(dict.fromkeys(name for state in states for name in state["fragments"]))
 
 
 def _shared(piece: Piece, start: int, numel: int) -> int:

@@ -158,26 +158,20 @@ class Distributed:
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """Within it the model has the weights to be judged by: their moving average, or the optimizer's own average
-        (Defazio et al., 2405.15682, x in place of y), or those that train where there is neither. All ranks enter."""
-        engine: Any = self._prepared
-        averaging = self._ema is None and hasattr(engine.optimizer, "eval")
-        if self._ema is None and not averaging:
+        """Within it the model has the weights to be judged by, which are not always those that train. All ranks
+        enter."""
+        averages = self._averages()
+        if averages is None:
             yield
             return
         kept = [flat.values.clone() for flat in self._flats]
         try:
-            if self._ema:
-                self._fill(self._ema.values)
-            else:
-                engine.optimizer.eval()
-            engine.publish()
+            self._fill(averages)
+            self._prepared.publish()
             yield
         finally:
-            if averaging:
-                engine.optimizer.train()
             self._fill(kept)
-            engine.publish()
+            self._prepared.publish()
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
@@ -201,7 +195,8 @@ class Distributed:
 
     def state(self) -> RankState:
         """This rank's share of parameters, averages and optimizer state, free of topology; on the CPU."""
-        averages = [{"ema": average} for average in self._ema.values] if self._ema else [{}] * len(self._flats)
+        judged = self._averages()
+        averages = [{"ema": average} for average in judged] if judged else [{}] * len(self._flats)
         trained = len(self._flats) - len(self._resting)
         state = self._state.save(averages[:trained])
         for flat, average in zip(self._resting, averages[trained:], strict=True):
@@ -252,6 +247,21 @@ class Distributed:
             del self._state
             self._engine.close()
             self._engine = None
+
+    def _averages(self) -> list[Tensor] | None:
+        """A row for each flat tensor of the weights to be judged by: their moving average, or the optimizer's own
+        (Defazio et al., 2405.15682, x in place of y); None where there is neither."""
+        if self._ema:
+            return self._ema.values
+        optimizer: Any = self._prepared.optimizer
+        if not hasattr(optimizer, "eval"):
+            return None
+        kept = [flat.values.clone() for flat in self._flats]
+        optimizer.eval()
+        averages = [flat.values.clone() for flat in self._flats]
+        optimizer.train()
+        self._fill(kept)
+        return averages
 
     def _fill(self, rows: Sequence[Tensor]) -> None:
         """Write a row of values to each flat tensor."""

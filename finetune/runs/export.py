@@ -28,7 +28,7 @@ def export(
 
     config = read_config(run)
     components = load_components(config.model)
-    load_parameters(Trainee(components), checkpoint.read, checkpoint.world, ema=not raw)
+    load_parameters(Trainee(components), *checkpoint.ranks, ema=not raw)
     if out.suffix == ".safetensors":
         export_file(components, config.diffusion, out, steps=checkpoint.step)
     else:

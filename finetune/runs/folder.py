@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, typed
 from finetune.errors import UserError
+from finetune.recipes import explain
 
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -15,9 +17,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def read_config(run: Path, name: str = "config.yaml") -> Config:
     """The recipe that a run was last started with, or an earlier one that it keeps. Raises UserError where the folder
-    holds none."""
+    holds none that this version reads."""
     path = run / name
     if not path.is_file():
         raise UserError(f"{run} is not a run's folder (it has no {name}): give runs/NAME")
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-    return typed(merged)  # type: ignore[arg-type]
+    try:
+        return typed(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is not of this version: {explain(error)}") from error
