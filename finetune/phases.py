@@ -150,7 +150,8 @@ class Phases:
             if self._ends and end <= self._ends[-1]:
                 raise UserError(
                     f"phase {number} is to end at {phase.end} (step {end:,}), but the one before it ends at step "
-                    f"{self._ends[-1]:,}: `until` is counted from the run's start, so let it rise"
+                    f"{self._ends[-1]:,}: `until` is counted from the run's start, so let it rise; or, where an "
+                    "epoch is shorter than a step, lower train.global_batch"
                 )
             self._ends.append(end)
         self.total_steps = self._ends[-1]

@@ -139,6 +139,7 @@ class Run:
             global_batch=self.config.train.global_batch,
             max_bad_share=self.config.data.max_bad_share,
         )
+        watch.phase(start, self.phases.number(start), self.phases.at(start).facts)
         for source, forms in self.feed.forms(self.feed.plan.epoch_of_step(start)).items():
             watch.event("prompts", source=source, **forms)
             watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
@@ -216,12 +217,12 @@ class Run:
         """Go over to the phase of a step. What it can't train with as it is, is built anew from a checkpoint, as it
         would be if the run had been killed here."""
         phase, number = self.phases.at(step), self.phases.number(step)
-        if rebuilds := not self.engine.fits(phase):
+        if not self.engine.fits(phase):
             checkpoint = self.save(step, watch)
             self.build(phase)
             self.distributed.load_state(*checkpoint.ranks)
         if watch and step == self.phases.span(number).start:
-            watch.phase_began(step, number, phase.facts, rebuilt=rebuilds)
+            watch.phase(step, number, phase.facts)
 
     def accumulate(self, batches: Batches, bad: list[BadSample]) -> tuple[Tensor, float]:
         """Add up one step's gradients. Returns its mean loss over all ranks, on the device, and the seconds that were

@@ -65,7 +65,7 @@ class Watch:
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / "events.jsonl")
-        self._save_recipe(recipe, done_steps)
+        changes = self._save_recipe(recipe, done_steps)
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._validation = MetricsLog(folder / "validation.jsonl")
         self._ledger = Ledger(folder / "ledger")
@@ -92,6 +92,9 @@ class Watch:
             self._progress.say(f"resumed after step {done_steps:,}")
         else:
             self.event("started", step=0)
+        if changes:
+            told = "; ".join(f"{key} was {before} and is {after}" for key, (before, after) in changes.items())
+            self._progress.say(f"the recipe has changed since the last start: {told}")
         if excluded := len(journal.excluded(done_steps)):
             self.event("samples excluded", step=done_steps, samples=excluded)
             self._progress.say(f"{excluded:,} samples are excluded")
@@ -168,11 +171,11 @@ class Watch:
         self._trackers.log(step, {name: loss for name, loss in figures.items() if loss is not None})
         self.say(f"validation after step {step:,}: loss {values['loss']:.5f} on {values['samples']} samples")
 
-    def phase_began(self, step: int, number: int, facts: dict[str, Any], *, rebuilt: bool) -> None:
-        """Note that a phase begins after a step, and whether its optimizer has been made anew."""
-        self.event("phase", step=step, number=number, rebuilt=rebuilt, **facts)
+    def phase(self, step: int, number: int, facts: dict[str, Any]) -> None:
+        """Note which phase the run is in after a step."""
+        self.event("phase", step=step, number=number, **facts)
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-        self.say(f"phase {number} begins after step {step:,}: {told}")
+        self.say(f"phase {number} from step {step + 1:,} on: {told}")
 
     def saved(self, step: int, checkpoint: Path) -> None:
         """Note a checkpoint."""
@@ -210,15 +213,15 @@ class Watch:
                 self.event("data is back")
         return {"state": "paused", "outage": notes[0]} if notes else {}
 
-    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> None:
+    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> dict[str, list[Any]]:
         """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
-        last start is an event."""
-        path = self.folder / "config.yaml"
+        last start, before and after, which is an event as well."""
+        path, changes = self.folder / "config.yaml", dict[str, list[Any]]()
         if path.exists():
             before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            if changed:
-                changes = {key: [before.get(key), after.get(key)] for key in changed}
+            changes = {key: [before.get(key), after.get(key)] for key in changed}
+            if changes:
                 self.event("config changed", changes=changes)
         text = OmegaConf.to_yaml(OmegaConf.create(recipe))
         replace_text(path, text)
@@ -229,6 +232,7 @@ class Watch:
             later.unlink()
         if not kept or kept[-1].read_text(encoding="utf-8") != text:
             replace_text(folder / f"step-{done_steps:08d}.yaml", text)
+        return changes
 
     def _show(self, line: Values) -> None:
         eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]

@@ -73,12 +73,21 @@ def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> 
     assert events[2]["superseded_steps"] == 3
 
 
-def test_a_changed_recipe_is_an_event(tmp_path: Path) -> None:
+def test_a_changed_recipe_is_an_event_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for lr in (1.0, 1.0, 2.0):
         with open_watch(tmp_path, lr=lr):
             pass
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("optim.lr was 1.0 and is 2.0") == 1
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "config changed"]
     assert event["changes"] == {"optim.lr": [1.0, 2.0]}
+
+
+def test_the_phase_is_an_event(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        watch.phase(4, 2, {"until": "9 steps", "lr": 0.5})
+    (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "phase"]
+    assert (event["step"], event["number"], event["until"], event["lr"]) == (4, 2, "9 steps", 0.5)
 
 
 def bad(step: int, slot: int) -> BadSample:
