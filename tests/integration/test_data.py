@@ -92,7 +92,7 @@ def test_the_plan_command_predicts_what_the_ledger_records(shards: Path, tmp_pat
 
     first = told["epochs"][1]["first_step"] * BATCH // 4
     per_bucket = Counter(ledger["bucket"].to_pylist()[: first * 4])
-    for bucket in told["buckets"]:
+    for bucket in told["phases"][0]["buckets"]:
         assert abs(per_bucket[bucket["bucket"]] - 4 * bucket["micro_batches"]) <= BATCH
     counts = draws(ledger.filter(pa.compute.equal(ledger["epoch"], 0)))
     by_source = Counter()
