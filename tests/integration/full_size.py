@@ -48,7 +48,7 @@ def main() -> None:
     trainee = Trainee(components)
     distributed = Distributed(StrategyConfig(name="single", precision="bf16"))
     phases = unfold([PhaseConfig("1 steps")], OptimConfig(name="adamw8bit"), BucketsConfig(), micro_batch=1)
-    engine = Engine(trainee, phases, distributed, EmaConfig(), global_batch=1)
+    engine = Engine(trainee, phases, distributed, EmaConfig(), global_batch=1, saved={})
     vae = components.vae.requires_grad_(False).eval()
     step = TrainingStep(engine.build(phases[0]), vae, Objective(DiffusionConfig()), distributed.autocast())
     before = trainee.unet.conv_in.weight.detach().clone()
