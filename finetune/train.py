@@ -57,6 +57,7 @@ class Run:
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
         self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, self.distributed)
         self.checkpoint = self.find_checkpoint()
+        self.take_up_data()
         unfolded = phases(config)
         self.phases = Phases(unfolded, self.feed.plan)
         for number, phase in enumerate(unfolded, 1):
@@ -79,17 +80,19 @@ class Run:
         self.pipeline = build_pipeline(components, config.diffusion)
 
     def find_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint of the run, whose data the feed takes up. Raises UserError where the run may not
-        go on from it."""
+        """The newest whole checkpoint of the run. Raises UserError where there is one and resume=never."""
         checkpoint = self.store.newest(self.damaged.append)
-        if checkpoint is None:
-            self.feed.begin(None, 0)
-            return None
-        if self.config.resume == "never":
+        if checkpoint and self.config.resume == "never":
             raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-        self.feed.begin(checkpoint.meta["journal"], checkpoint.step)
-        check_identity(checkpoint, self.feed.identity(checkpoint.step))
         return checkpoint
+
+    def take_up_data(self) -> None:
+        """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on."""
+        if self.checkpoint is None:
+            self.feed.begin(None, 0)
+        else:
+            self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
+            check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
 
     def begin(self) -> int:
         """Build what trains first, try it out, and load the checkpoint that was found; the steps that it has done."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from finetune.data.buckets import I64
-from finetune.data.hashing import hash_counters, purpose_key, to_unit
+from finetune.data.hashing import U64, hash_counters, purpose_key, to_unit
 from finetune.data.held_out import hash_keys
 from finetune.data.loader import Batch, MicroBatches
 from finetune.data.plan import MicroBatch, Plan
-from finetune.data.samples import rows_of_ids
+from finetune.data.samples import rows_of_ids, sources_of_ids
 from finetune.data.sources import Sources
 from finetune.errors import UserError
 
@@ -88,11 +88,11 @@ def choose(plan: Plan, sources: Sources, epoch: int, count: int, timesteps: int)
     return chosen
 
 
-def _hashes(sources: Sources, ids: Any) -> Any:
+def _hashes(sources: Sources, ids: U64) -> U64:
     """The hash of every sample's key: uint64 [samples]."""
     hashes = np.zeros(len(ids), dtype=np.uint64)
     for number, source in enumerate(sources.all):
-        own = np.flatnonzero(ids >> np.uint64(56) == number)
+        own = np.flatnonzero(sources_of_ids(ids) == number)
         hashes[own] = hash_keys(source.index.keys.take(rows_of_ids(ids[own], source.index.first_rows)))
     return hashes
 

@@ -102,7 +102,6 @@ class MicroBatches(Dataset[Batch | UserError]):
         world: int,
     ) -> None:
         self._plan = plan
-        self._journal = journal
         self._preparer = preparer
         self._tokenizer = tokenizer
         self._latents = latents

@@ -42,6 +42,11 @@ def ids_of_rows(rows: I64, source: int, first_rows: I64) -> U64:
     return ids
 
 
+def sources_of_ids(ids: U64) -> I64:
+    """The number of the source of every sample: int64 [ids]."""
+    return (ids >> _SOURCE).astype(np.int64)
+
+
 def rows_of_ids(ids: U64, first_rows: I64) -> I64:
     """The inverse of `ids_of_rows`: int64 [ids]."""
     rows: I64 = first_rows[(ids >> _SHARD & _SHARD_MASK).astype(np.int64)] + (ids & _ORDINAL_MASK).astype(np.int64)
