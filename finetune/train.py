@@ -178,7 +178,8 @@ class Run:
         began = time.perf_counter()
         loss, waited_s = self.accumulate(batches, bad)
         rates = self.engine.rates(self.phases.at(step), step, self.phases.total_steps)
-        grad_norm = self.distributed.step(list(rates.values()))
+        grad_norm = self.distributed.gradient_norm()
+        self.distributed.step(list(rates.values()))
         done, total = step + 1, self.phases.total_steps
         if watch:
             values = self.metrics(step, loss, grad_norm, rates)

@@ -45,16 +45,26 @@ class Flat:
     pieces: list[Piece]
     group: int = 0
     """Number of the optimizer's parameter group that it belongs to."""
+    saved: bool = True
+    """Whether this rank is the one that saves it."""
 
     @property
     def values(self) -> Tensor:
         """The elements in one row, without their history; what is written there is the tensor's."""
         return self.tensor.detach().view(-1)
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradient by pieces, without the padding between them; empty where there is none."""
+        gradient = self.tensor.grad
+        if gradient is None or gradient.dim() > 1:  # a whole parameter
+            return [] if gradient is None else [gradient]
+        return [piece.of(gradient) for piece in self.pieces]
 
-def whole(name: str, parameter: Tensor, group: int = 0) -> Flat:
+
+def whole(name: str, parameter: Tensor, group: int = 0, *, saved: bool = True) -> Flat:
     """A parameter that is a flat tensor of its own."""
-    return Flat(parameter, [Piece(name, 0, 0, parameter.numel())], group)
+    return Flat(parameter, [Piece(name, 0, 0, parameter.numel())], group, saved)
 
 
 def cut(flat: Flat, values: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Iterator[tuple[str, Fragment]]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from finetune.distributed.fragments import Flat, Piece
-from finetune.distributed.scaling import LossScale
 from finetune.errors import UserError
 from finetune.strategy import StrategyConfig
 
@@ -36,7 +35,13 @@ def skip_shared_memory_build() -> None:
 
 
 class Zero:
-    """A model and its optimizer, whose state is divided over the ranks."""
+    """A model and its optimizer, whose state is divided over the ranks.
+
+    DeepSpeed lays out the partitions and reduces the gradients into them. Its step is not used: ours is the same under
+    all strategies, can be left out, and waits for nothing.
+    """
+
+    divided = True
 
     def __init__(
         self,
@@ -45,15 +50,11 @@ class Zero:
         names: Mapping[nn.Parameter, str],
         *,
         config: StrategyConfig,
-        micro_batch: int,
         accumulation: int,
-        max_grad_norm: float,
-        scale: LossScale | None,
     ) -> None:
         settings = {
-            "train_micro_batch_size_per_gpu": micro_batch,
+            "train_micro_batch_size_per_gpu": 1,  # which nothing depends on
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": max_grad_norm,
             "zero_optimization": {"stage": int(config.name[-1])},
             "zero_allow_untested_optimizer": True,
             "data_types": {"grad_accum_dtype": "fp32"},
@@ -63,42 +64,36 @@ class Zero:
         self.model: Any
         self._sharded: Any
         self.model, self._sharded, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._sharded.torch_autocast_gradscaler = None  # see LossScale
         self.optimizer: torch.optim.Optimizer = self._sharded.optimizer
         self.flats = _partitions(self._sharded, names)
-        self._scale = scale
-        self._sharded.torch_autocast_gradscaler = None  # see LossScale
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a micro-batch's gradients; `last` marks the step's last one."""
-        if self._scale:
-            self._sharded.override_loss_scale(self._scale.factor)
+        """Add a micro-batch's gradients; after the step's last one this rank's share of the mean's lies at the flat
+        tensors."""
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss)
+        if last:
+            shares = self._sharded.averaged_gradients
+            for i, flat in enumerate(self.flats):
+                flat.tensor.grad = torch.cat([part.reshape(-1) for part in shares[i]])
+                shares[i] = None
+            self._sharded.zero_grad()
 
-    def step(self) -> Tensor:
-        """Clip and update, unless fp16 has overflowed; the global gradient norm before clipping."""
-        self.model.step()
-        if self._scale:
-            self._scale.update(finite=not self._sharded.overflow)
-        norm = self.model.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.flats[0].tensor.device)
+    def clear(self) -> None:
+        """Drop all gradients, also in the midst of a step."""
+        for i, flat in enumerate(self.flats):
+            flat.tensor.grad = None
+            self._sharded.averaged_gradients[i] = self._sharded.all_grad_tensors[i] = None
+        self._sharded.zero_grad()
 
     def publish(self) -> None:
         """Give the module the values of all ranks' flat tensors."""
         self._sharded.update_lp_params()
 
-    def forget(self) -> None:
-        """Drop DeepSpeed's own views of the optimizer state, which would keep alive what has been let go."""
-        for group in self._sharded.bit16_groups:
-            for parameter in group:
-                if parameter._hp_mapping is not None:
-                    parameter._hp_mapping.optim_fragment = None
-        self._sharded._hp_optimizer_states_linked = False
-
     def close(self) -> None:
         """Take DeepSpeed off the module, whose parameters then own their values again."""
         self.optimizer.state.clear()
-        self.forget()
         self.model.module_forward_pre_hook.remove()
         self.model.module_forward_post_hook.remove()
         self.model.destroy()

@@ -86,6 +86,28 @@ def test_a_restored_state_goes_on_bit_by_bit(launch, strategy: str, world: int, 
     assert equal(results["end_again"], results["end"])
 
 
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_a_step_that_is_skipped_has_never_been(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    results = launch(strategy, world, optimizer).results
+    for rank in results["vetoed"]:
+        assert rank["untouched"]
+        nan, inf, huge = rank["norms"]
+        assert nan.dtype == torch.float32
+        assert nan.isnan()
+        assert not inf.isfinite()
+        assert huge > 1e20  # finite or not, and the same on all ranks
+        assert torch.equal(huge, results["vetoed"][0]["norms"][2])
+    assert equal(results["end_vetoed"], results["end"])
+
+
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_ranks_share_a_loss_and_flags(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    finite, nan = launch(strategy, world, optimizer).results["shared"]
+    assert finite.tolist() == [(1 + world) / 2, 1.0, 0.0, world]
+    assert nan[0].isnan()
+    assert nan[1:].tolist() == [1.0, 0.0, world]
+
+
 @pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
 def test_state_that_was_replaced_is_not_kept_alive(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
     results = launch(strategy, world).results
