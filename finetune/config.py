@@ -37,8 +37,16 @@ class RunConfig:
     """Where runs' folders are made."""
     seed: int = 0
     """Every random choice of the run is a function of this."""
+    accept_changes: bool = False
+    """Go on from a checkpoint though the recipe has changed since in what it trains; see operating.md."""
+    max_crashes_at_step: int = 3
+    """A run that has died so many times in the same step is not started again; 0 always starts it."""
 
     def __post_init__(self) -> None:
+        if self.max_crashes_at_step < 0:
+            raise UserError(
+                f"run.max_crashes_at_step is {self.max_crashes_at_step}: use a number above 0, or 0 for no limit"
+            )
         if self.name == MISSING:
             return
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):

@@ -1,8 +1,6 @@
 """One object that knows the ranks: starting them, wrapping the model, stepping it, and what a rank saves."""
 
-import ctypes
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,6 @@ from finetune.distributed.zero import Zero, check_version, skip_shared_memory_bu
 from finetune.optim.config import EmaConfig
 from finetune.strategy import StrategyConfig
 
-PR_SET_PDEATHSIG = 1
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +36,6 @@ class Distributed:
         Raises:
             UserError: the DeepSpeed that is installed is not the one that checkpoints need.
         """
-        die_with_the_launcher()
         self._config = config
         if config.name != "single":
             check_version()
@@ -317,12 +313,6 @@ class Distributed:
         """Write a row of values to each flat tensor."""
         for flat, row in zip(self._flats, rows, strict=True):
             flat.values.copy_(row)
-
-
-def die_with_the_launcher() -> None:
-    """Let the kernel kill this worker when torchrun dies, which orphans its workers when it is killed itself."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def set_missing_rank_variables() -> None:
