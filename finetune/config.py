@@ -22,7 +22,7 @@ from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
 from finetune.redact import redacted
-from finetune.strategy import StrategyConfig
+from finetune.strategy import DIVIDED, StrategyConfig
 
 RESUME = ("auto", "never")
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
@@ -134,7 +134,10 @@ def check(config: Config, world: int) -> None:
         UserError: they do not fit together.
     """
     if world > 1 and config.strategy.name == "single":
-        raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
+        raise UserError(
+            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds all, "
+            "or strategy=zero2"
+        )
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:
@@ -174,10 +177,10 @@ def _check_shared(global_batch: int, micro_batch: int, world: int) -> None:
 
 
 def _check_sharded(optimizer: str, strategy: str) -> None:
-    if strategy != "single" and optimizer in UNSHARDABLE:
+    if strategy in DIVIDED and optimizer in UNSHARDABLE:
         raise UserError(
             f"optim.name={optimizer} cannot train under strategy={strategy}: {UNSHARDABLE[optimizer]}; use "
-            "strategy=single or another optimizer"
+            "strategy=ddp or another optimizer"
         )
 
 

@@ -15,15 +15,19 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from finetune.distributed.ddp import Ddp
 from finetune.distributed.ema import Ema
-from finetune.distributed.fragments import Flat, RankState, Saved, cut, whole
+from finetune.distributed.fragments import Flat, Ranks, RankState, Saved, cut
 from finetune.distributed.scaling import LossScale
 from finetune.distributed.single import Single
 from finetune.distributed.states import OptimizerState
 from finetune.distributed.zero import Zero, check_version, skip_shared_memory_build
+from finetune.distributed.zero3 import Zero3
 from finetune.optim.config import EmaConfig
 from finetune.strategy import StrategyConfig
 
+WHOLE = {"single": Single, "ddp": Ddp}
+"""Strategies under which every rank holds all."""
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -92,7 +96,7 @@ class Distributed:
         self._max_grad_norm = max_grad_norm
         self._engine = self._wrapped(module, optimizer, names)
         self._state = OptimizerState(self._engine.optimizer, kind, self._engine.flats, members)
-        self._resting = [whole(name, parameter) for name, parameter in resting.items()]
+        self._resting = self._engine.resting(resting)
         self._flats = [*self._engine.flats, *self._resting]
         self._ema = Ema(ema, self._flats) if ema.decay else None
         return self._engine.model
@@ -177,20 +181,10 @@ class Distributed:
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """Within it the model has the weights to be judged by, which are not always those that train. All ranks
-        enter."""
-        averages = self._averages()
-        if averages is None:
+        """Within it the model has the weights to be judged by, which are not always those that train, all of them on
+        every rank, and can be called on some ranks alone. All ranks enter and leave."""
+        with self._averaged(), self._prepared.gathered():
             yield
-            return
-        kept = [flat.values.clone() for flat in self._flats]
-        try:
-            self._fill(averages)
-            self._prepared.publish()
-            yield
-        finally:
-            self._fill(kept)
-            self._prepared.publish()
 
     def share(self, loss: Tensor, flags: Sequence[bool] = ()) -> Tensor:
         """What all ranks have to know of a step, in one reduction: its mean loss over all ranks, then how many of them
@@ -229,7 +223,7 @@ class Distributed:
         trained = len(self._flats) - len(self._resting)
         state = self._state.save(averages[:trained])
         for flat, average in zip(self._resting, averages[trained:], strict=True):
-            if self.is_main:
+            if flat.saved:
                 state["fragments"] |= {name: [f] for name, f in cut(flat, {"param": flat.values, **average}, {})}
         scale = asdict(self._scale) if self._scale else None
         return {**state, "ema_steps": self._ema.steps if self._ema else 0, "loss_scale": scale}
@@ -262,9 +256,11 @@ class Distributed:
     def _wrapped(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
     ) -> Single | Zero:
-        if self._config.name == "single":
-            return Single(module, optimizer, names, accumulation=self.accumulation)
-        return Zero(module, optimizer, names, config=self._config, accumulation=self.accumulation)
+        ranks, accumulation = Ranks(self.rank, self.world), self.accumulation
+        if self._config.name in WHOLE:
+            return WHOLE[self._config.name](module, optimizer, names, ranks=ranks, accumulation=accumulation)
+        sharded = Zero3 if self._config.name == "zero3" else Zero
+        return sharded(module, optimizer, names, ranks=ranks, accumulation=accumulation, config=self._config)
 
     @property
     def _prepared(self) -> Single | Zero:
@@ -293,6 +289,21 @@ class Distributed:
             del self._state
             self._engine.close()
             self._engine = None
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        averages = self._averages()
+        if averages is None:
+            yield
+            return
+        kept = [flat.values.clone() for flat in self._flats]
+        try:
+            self._fill(averages)
+            self._prepared.publish()
+            yield
+        finally:
+            self._fill(kept)
+            self._prepared.publish()
 
     def _averages(self) -> list[Tensor] | None:
         """A row for each flat tensor of the weights to be judged by: their moving average, or the optimizer's own

@@ -1,15 +1,16 @@
-"""DeepSpeed ZeRO 1 and 2: the engine, and where its partitions lie (private state of a pinned version)."""
+"""DeepSpeed ZeRO-1 and 2: the engine, and where its partitions lie (private state of a pinned version)."""
 
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
-from finetune.distributed.fragments import Flat, Piece
+from finetune.distributed.fragments import Flat, Piece, Ranks, dealt, whole
 from finetune.errors import UserError
 from finetune.strategy import StrategyConfig
 
@@ -49,13 +50,15 @@ class Zero:
         optimizer: torch.optim.Optimizer,
         names: Mapping[nn.Parameter, str],
         *,
-        config: StrategyConfig,
+        ranks: Ranks,
         accumulation: int,
+        config: StrategyConfig,
     ) -> None:
+        self._ranks = ranks
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # which nothing depends on
             "gradient_accumulation_steps": accumulation,
-            "zero_optimization": {"stage": int(config.name[-1])},
+            "zero_optimization": {"stage": int(config.name[-1]), "sub_group_size": sys.maxsize},
             "zero_allow_untested_optimizer": True,
             "data_types": {"grad_accum_dtype": "fp32"},
             "torch_autocast": AUTOCAST[config.precision],
@@ -66,7 +69,15 @@ class Zero:
         self.model, self._sharded, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._sharded.torch_autocast_gradscaler = None  # see LossScale
         self.optimizer: torch.optim.Optimizer = self._sharded.optimizer
-        self.flats = _partitions(self._sharded, names)
+        self.flats = self._partitions(names)
+
+    def _partitions(self, names: Mapping[nn.Parameter, str]) -> list[Flat]:
+        """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
+        groups = zip(self._sharded.single_partition_of_fp32_groups, self._sharded.bit16_groups, strict=True)
+        return [
+            Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
+            for i, (flat, group) in enumerate(groups)
+        ]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; after the step's last one this rank's share of the mean's lies at the flat
@@ -76,30 +87,37 @@ class Zero:
         if last:
             shares = self._sharded.averaged_gradients
             for i, flat in enumerate(self.flats):
-                flat.tensor.grad = torch.cat([part.reshape(-1) for part in shares[i]])
-                shares[i] = None
+                flat.tensor.grad = torch.cat([part.reshape(-1) for part in shares.pop(i)])
             self._sharded.zero_grad()
 
     def clear(self) -> None:
         """Drop all gradients, also in the midst of a step."""
-        for i, flat in enumerate(self.flats):
+        for flat in self.flats:
             flat.tensor.grad = None
-            self._sharded.averaged_gradients[i] = self._sharded.all_grad_tensors[i] = None
+        for gradients in self._accumulated:
+            gradients.clear()
         self._sharded.zero_grad()
+
+    def resting(self, parameters: Mapping[str, nn.Parameter]) -> list[Flat]:
+        """Parameters that the optimizer does not step, as flat tensors."""
+        return dealt([whole(name, parameter) for name, parameter in parameters.items()], self._ranks)
 
     def publish(self) -> None:
         """Give the module the values of all ranks' flat tensors."""
         self._sharded.update_lp_params()
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Nothing to do: the model has all of its weights."""
+        yield
+
     def close(self) -> None:
         """Take DeepSpeed off the module, whose parameters then own their values again."""
         self.optimizer.state.clear()
+        self.clear()
         self.model.module_forward_pre_hook.remove()
         self.model.module_forward_post_hook.remove()
-        self.model.destroy()
-        for group in self._sharded.bit16_groups:
-            for parameter in group:
-                parameter.data, parameter.grad = parameter.data.clone(), None
+        self._give_back()
         self.optimizer.param_groups.clear()
         self.flats.clear()
         # The caller may still hold the engine, which is to keep nothing alive.
@@ -107,15 +125,16 @@ class Zero:
         del self.model, self._sharded, self.optimizer
         gc.collect()  # the engine is full of cycles
 
+    @property
+    def _accumulated(self) -> list[dict[int, Any]]:
+        """Where DeepSpeed keeps gradients between passes, beside the parameters themselves."""
+        return [self._sharded.averaged_gradients, self._sharded.all_grad_tensors]
 
-def _partitions(optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[Flat]:
-    """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
-    return [
-        Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
-        for i, (flat, group) in enumerate(
-            zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
-        )
-    ]
+    def _give_back(self) -> None:
+        self.model.destroy()
+        for group in self._sharded.bit16_groups:
+            for parameter in group:
+                parameter.data, parameter.grad = parameter.data.clone(), None
 
 
 def _piece(name: str, mapping: Any) -> Piece:

@@ -6,6 +6,7 @@ Args: strategy, optimizer, output file, folder to save states to, folder to load
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Trainer:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of all weights."""
-        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        with self.distributed._engine.gathered() if self.distributed._engine else nullcontext():
+            return {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
 
 def main() -> None:
