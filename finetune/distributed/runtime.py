@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from finetune.distributed.channel import SideChannel
 from finetune.distributed.ema import Ema
 from finetune.distributed.fragments import Flat, RankState, Saved, cut, whole
 from finetune.distributed.scaling import LossScale
@@ -192,6 +193,10 @@ class Distributed:
         """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
+
+    def side_channel(self) -> SideChannel:
+        """All ranks once more, for a thread whose collectives must not mix with the training's. All ranks call this."""
+        return SideChannel(self.rank, self.world)
 
     def state(self) -> RankState:
         """This rank's share of parameters, averages and optimizer state, free of topology; on the CPU."""
