@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from finetune.distributed.channel import SideChannel
 from finetune.distributed.ddp import Ddp
 from finetune.distributed.ema import Ema
 from finetune.distributed.fragments import Flat, Ranks, RankState, Saved, cut
@@ -215,6 +216,10 @@ class Distributed:
         """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
+
+    def side_channel(self) -> SideChannel:
+        """All ranks once more, for a thread whose collectives must not mix with the training's. All ranks call this."""
+        return SideChannel(self.rank, self.world)
 
     def state(self) -> RankState:
         """This rank's share of parameters, averages and optimizer state, free of topology; on the CPU."""
