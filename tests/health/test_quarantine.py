@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.test_plan import Made, Recipe
 
 from finetune.data.journal import Edition, Exclusion, Journal, Jump, Quarantine, Skip
 from finetune.data.plan import Plan
 from finetune.health.quarantine import _at_least, drawn, suspects
+from tests.data.test_plan import Made, Recipe
 
 BEGUN = Journal((Edition(0, {}),))
 PLAN = Recipe(((0, (Made((400,) * 6),)),), micro_batch=4, per_step=2).plan()
