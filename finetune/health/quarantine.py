@@ -15,8 +15,8 @@ def drawn(plan: Plan, step: int) -> tuple[int, ...]:
 def suspects(journal: Journal, plan: Plan, after: int) -> tuple[int, ...]:
     """The samples to be quarantined, sorted; to be asked for when bad steps in a row have ended without a rollback.
 
-    They were drawn in at least `after` different bad steps, and in more of them than chance would let any innocent
-    sample be: when many steps are bad, it is not the samples that are sick. Bad steps in a row that led to a rollback
+    They were drawn in at least `after` different bad steps, and in so many that less than one sample of all would be by
+    chance: when many steps are bad, it is not the samples that are sick. Bad steps in a row that led to a rollback
     accuse nobody. A sample that was replaced in a step had no part in it.
 
     Args:
@@ -41,7 +41,7 @@ def suspects(journal: Journal, plan: Plan, after: int) -> tuple[int, ...]:
         for sample, times in sorted(bad.items())
         if times >= after
         and sample not in known
-        and len(bad) * _at_least(times, epochs * passes[sample], share) < 1.0
+        and plan.draws(1) * _at_least(times, epochs * passes[sample], share) < 1.0
     )
 
 
