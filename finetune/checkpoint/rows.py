@@ -22,9 +22,9 @@ class SavedRows:
             mapped_bytes: after so many the files are mapped anew, since what was read of a mapped file counts as the
                 process's memory.
         """
-        self._states = lambda: Saved(read, world)
+        self._read, self._world = read, world
         self._mapped_bytes = mapped_bytes
-        self._saved, self._read_bytes = self._states(), 0
+        self._saved, self._read_bytes = Saved(read, world), 0
         self.kind: str | None = self._saved["kind"]
         """What the optimizer's state means."""
         self.sizes = dict[str, int]()
@@ -57,7 +57,7 @@ class SavedRows:
     def _count(self, read_bytes: int) -> None:
         self._read_bytes += read_bytes
         if self._read_bytes > self._mapped_bytes:
-            self._saved, self._read_bytes = self._states(), 0
+            self._saved, self._read_bytes = Saved(self._read, self._world), 0
 
     def _fragments(self) -> list[tuple[str, Fragment]]:
         return [

@@ -90,7 +90,7 @@ def load_single_file(
     stored = _read_shapes(path)
     parts = empty_parts(config)
     layouts = _layouts(parts)
-    _check_fit(path, config, stored, stored_shapes(parts))
+    _check_fit(path, config, stored, {name: tuple(tensor.shape) for name, tensor in stored_tensors(parts).items()})
     with safe_open(path, "pt") as file:
         return {
             key: _filled(part, layouts[key], file, dtype) for key, part in parts.items() if only is None or key in only
@@ -122,8 +122,8 @@ def save_single_file(
         key, held = origins[name]
         return _stored(name, [weights.read(key, each) for each in held])
 
-    shapes: Shapes = {marker: (0,) for marker in markers} | stored_shapes(weights.parts)
-    write_tensors(path, shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(weights.parts).items()}
+    write_tensors(path, dict.fromkeys(markers, (0,)) | shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
 
 
 def family(parts: Mapping[str, nn.Module]) -> str:
@@ -133,18 +133,18 @@ def family(parts: Mapping[str, nn.Module]) -> str:
     return "sd15" if parts["text_encoder"].config.hidden_act == "quick_gelu" else "sd2"  # type: ignore[union-attr]
 
 
-def stored_shapes(parts: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The shapes of all that a file of these parts holds, by name there.
+def stored_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All that a file of these parts holds by name there, without values, on the meta device.
 
     Raises:
         UserError: the UNet is not one of SD1.5, SD2 or SDXL.
     """
-    shapes = {(key, name): tensor.shape for key, part in parts.items() for name, tensor in part.state_dict().items()}
-    empty = {place: torch.empty(shape, device="meta") for place, shape in shapes.items()}
-    return {
-        name: tuple(_stored(name, [empty[key, each] for each in held]).shape)
-        for name, (key, held) in _origins(parts).items()
+    empty = {
+        (key, name): torch.empty(tensor.shape, device="meta")
+        for key, part in parts.items()
+        for name, tensor in part.state_dict().items()
     }
+    return {name: _stored(name, [empty[key, each] for each in held]) for name, (key, held) in _origins(parts).items()}
 
 
 def _origins(parts: Mapping[str, nn.Module]) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -48,7 +48,7 @@ def write_tensors(
                 tensor = read(name)
                 assert tuple(tensor.shape) == tuple(shape), name
                 assert tensor.dtype == dtype, name
-                data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 file.write(data)
                 if hash_key:
                     digest.update(data)
