@@ -122,8 +122,9 @@ def save_single_file(
         key, held = origins[name]
         return _stored(name, [weights.read(key, each) for each in held])
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(weights.parts).items()}
-    write_tensors(path, dict.fromkeys(markers, (0,)) | shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
+    shapes: dict[str, Sequence[int]] = {marker: (0,) for marker in markers}
+    shapes |= {name: tensor.shape for name, tensor in stored_tensors(weights.parts).items()}
+    write_tensors(path, shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
 
 
 def family(parts: Mapping[str, nn.Module]) -> str:
