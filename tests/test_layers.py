@@ -27,6 +27,7 @@ LAYERS = {
     "finetune.optim.config": 0,
     "finetune.diffusion.config": 0,
     "finetune.checkpoint.config": 0,
+    "finetune.checkpoint.export_config": 0,
     "finetune.monitor.config": 0,
     "finetune.health.config": 0,
     "finetune.distributed": 1,

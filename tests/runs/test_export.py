@@ -68,7 +68,7 @@ def test_a_checkpoint_is_exported_by_its_fragments(
     model: Path, tmp_path: Path, out: str, averaged: bool, options: list[str], factor: float
 ) -> None:
     began = write_run(tmp_path / "run", model, averaged=averaged)
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / out), *options])
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / out), "--dtype", "fp32", *options])
     assert done.exit_code == 0, done.output
     assert "after 7 steps" in done.output
     single = {"config": str(model)} if out.endswith(".safetensors") else {}
