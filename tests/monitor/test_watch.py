@@ -11,7 +11,7 @@ import pytest
 
 from finetune.data.journal import EXCLUDED, Edition, Journal, SourceState
 from finetune.data.preparer import BadSample
-from finetune.errors import UserError
+from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
@@ -221,3 +221,14 @@ def test_every_recipe_is_kept_with_the_step_from_which_it_holds(tmp_path: Path) 
     assert sorted(kept) == ["step-00000000.yaml", "step-00000008.yaml"]
     assert "lr: 1.0" in kept["step-00000000.yaml"]
     assert "lr: 4.0" in kept["step-00000008.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Preempted("saved"), "preempted"), (KeyboardInterrupt("by hand"), "stopped"), (OSError("no space"), "failed")],
+)
+def test_how_a_run_ends_is_kept_with_the_reason(tmp_path: Path, error: BaseException, state: str) -> None:
+    with pytest.raises(type(error)), open_watch(tmp_path):
+        raise error
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"]) == (state, str(error))
