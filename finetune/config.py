@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from finetune.checkpoint.config import CheckpointConfig
+from finetune.checkpoint.export_config import ExportConfig, check_cadence
 from finetune.checks import check_choice
 from finetune.data.config import DataConfig
 from finetune.data.prompts.config import CaptionsConfig
@@ -87,6 +88,7 @@ class Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     resume: str = "auto"
@@ -138,6 +140,7 @@ def check(config: Config, world: int) -> None:
             f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds "
             "all, or strategy=zero2"
         )
+    check_cadence(config.export, config.checkpoint.every_steps)
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:

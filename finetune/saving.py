@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from finetune.checkpoint.exporter import BackgroundExport
 from finetune.checkpoint.resume import package_versions
 from finetune.checkpoint.store import Checkpoint, Marks
 from finetune.config import resolved
 from finetune.health.judge import Health
+from finetune.monitor.watch import Watch
 from finetune.opening import Opening
 
 
@@ -20,6 +22,8 @@ class Saving:
         self.health = Health(self._parts.config.health, fp16=self._parts.distributed.scales_loss)
         self.updates = 0
         """Optimizer updates so far: the steps that were neither bad nor undone."""
+        run, export = self._parts.config.run_folder, self._parts.config.export
+        self._exports = BackgroundExport(run, export) if opening.watch else None
         checkpoint = opening.parts.checkpoint
         self.owes_a_look = checkpoint is None or not checkpoint.meta["looked"]
         """Whether what is due after the steps that are done has not been looked at."""
@@ -59,16 +63,42 @@ class Saving:
         return checkpoint
 
     def attend(self) -> None:
-        """Tell what has been saved and copied since this was called last."""
+        """Tell what has been saved, copied and exported since the last call, and begin the export that is due."""
         saved, watch = self.store.completed(), self._opening.watch
-        if watch is None:
+        if watch is None or self._exports is None:
             return
         for one in saved:
             watch.saved(one.checkpoint.step, one.checkpoint.folder, one.seconds)
         for upload in self.store.uploads():
             watch.event("upload", **upload._asdict())
+        for export in self._exports.poll():
+            self.store.release(export.step)
+            watch.exported(export.step, export.path, export.seconds, export.error)
+        for one in saved:
+            self._export(one.checkpoint.step, watch, self._exports)
 
-    def finish(self) -> None:
-        """Wait until everything lies where it belongs."""
-        self.store.drain()
+    def finish(self, *, in_haste: bool) -> None:
+        """Wait until everything lies where it belongs.
+
+        Args:
+            in_haste: give up what can be had later as well: exports, and copies behind a URL.
+        """
+        self.store.wait()
         self.attend()
+        if self._exports and in_haste:
+            self._exports.close()
+        elif self._exports:
+            self._exports.wait()
+        if not in_haste:
+            self.store.drain()
+        self.attend()
+
+    def _export(self, step: int, watch: Watch, exports: BackgroundExport) -> None:
+        """Begin to export the checkpoint of a step where that is due; it stays meanwhile."""
+        if not exports.due(step):
+            return
+        self.store.hold(step)
+        if not exports.start(step):
+            self.store.release(step)
+            if exports.step is not None:
+                watch.event("export left out", step=step, reason=f"that of step {exports.step} still goes on")

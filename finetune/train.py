@@ -153,7 +153,7 @@ class Run:
 
     def leave(self, done: int) -> None:
         """End the run as it was asked to."""
-        self.saving.finish()
+        self.saving.finish(in_haste=True)
         reasons = sorted({reason for reason in self.distributed.gather(self.signals.reason) if reason})
         raise Preempted(
             f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: start the same command again to "
@@ -201,7 +201,7 @@ class Run:
 
     def finish(self) -> None:
         """Export the model and draw the curves."""
-        self.saving.finish()
+        self.saving.finish(in_haste=False)
         self.pulse.at(self.parts.total_steps, "exporting")
         with self.distributed.evaluation_weights():
             if self.watch:

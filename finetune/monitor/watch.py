@@ -187,6 +187,11 @@ class Watch:
         self._status.update(checkpoint=checkpoint.name)
         self.event("checkpoint", step=step, name=checkpoint.name, seconds=round(seconds, 3))
 
+    def exported(self, step: int, path: Path, seconds: float, error: str | None) -> None:
+        """Note what has come of an export beside the training."""
+        self.event("export", step=step, path=str(path), seconds=round(seconds, 3), error=error)
+        self.say(f"export of step {step:,} failed: {error}" if error else f"export of step {step:,}: {path}")
+
     def skipped(self, step: int, reason: str, keys: list[str]) -> None:
         """Note a step that changed nothing, and the samples that were drawn in it."""
         self._skipped += 1

@@ -64,7 +64,7 @@ def export(
     out = out or run / "export" / export_name(run.resolve().name, checkpoint.step, form)
     check_out(out, form)
     for sentence in write(run, checkpoint, out, form=form, dtype=dtype, average=average):
-        Console().print(sentence)
+        Console().print(sentence, soft_wrap=True)
 
 
 def check_out(out: Path, form: str) -> None:
