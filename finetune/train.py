@@ -267,6 +267,7 @@ class Run:
         if self.checkpoint is None or self.checkpoint.step != done:
             journal = self.feed.journal.to_plain()
             meta = {"identity": self.feed.identity(done), "journal": journal, "packages": package_versions()}
+            self.store.wait()  # so that there are never two states in memory
             self.store.save(done, self.distributed.state(), meta)
             self.checkpoint = self.store.wait()
             assert self.checkpoint
@@ -310,6 +311,7 @@ class Run:
                 folder = watch.folder / "export"
                 export(self.pipeline, folder, model=self.config.model, steps=self.phases.total_steps)
                 watch.say(f"curves   {watch.curves()}\nsamples  {watch.folder / 'samples'}\nmodel    {folder}")
+        self.store.drain()
         self.distributed.barrier()
 
 
