@@ -43,6 +43,7 @@ class Saving:
         """
         self._opening.lock.check()
         self._opening.pulse.at(done, "saving")
+        self.store.wait()  # so that there are never two copies of the state in memory
         feed = self._parts.feed
         meta: dict[str, Any] = {
             "identity": feed.identity(done),
