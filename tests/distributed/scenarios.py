@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from worker import HALF, RATES, STEPS, Trainer, large_tensors
+from worker import HALF, RATES, STEPS, Trainer, large_tensors, load_all, save
 
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig, ScheduleConfig
 from finetune.optim.optimizers import OPTIMIZERS
+from finetune.strategy import DIVIDED
 
 LR = {"lion": 1e-3, "lion8bit": 1e-3, "sgd": 0.3, "sgd8bit": 0.3, "prodigy": 1.0, "dadapt_adam": 1.0}
 OPTIONS = {"prodigy": {"d0": 1e-3}, "dadapt_adam": {"d0": 1e-3}}
-LONG = 30
+LONG, SHORT = 30, 8
+LEARNS = ("single", "zero2")
+"""Strategies under which optimizers train long enough to show that they learn."""
 AVERAGE = EmaConfig(decay=0.9)
 
 
@@ -27,13 +29,10 @@ class Scenarios:
     def __init__(self, strategy: str, folder: Path, elsewhere: Path | None) -> None:
         self.strategy, self.folder, self.elsewhere = strategy, folder, elsewhere
         self.trainer = Trainer(strategy)
-        self.start = self.trainer.parameters()
 
     def again(self, optimizer: str, **settings: Any) -> None:
         """Begin anew from the first weights."""
-        with torch.no_grad():
-            for name, p in self.trainer.net.named_parameters():
-                p.copy_(self.start[name])
+        self.trainer.reset()
         self.change(optimizer, **settings)
 
     def change(self, optimizer: str, **settings: Any) -> None:
@@ -50,33 +49,26 @@ class Scenarios:
 
     def save(self, name: str) -> None:
         """Save this rank's state as `name`."""
-        (self.folder / name).mkdir(exist_ok=True)
-        torch.save(self.trainer.distributed.state(), self.folder / name / f"{self.trainer.distributed.rank}.pt")
-        self.trainer.distributed.barrier()
+        save(self.trainer.distributed, self.folder / name)
 
     def load(self, folder: Path) -> None:
         """Load what all ranks have saved."""
-        files = sorted(folder.glob("*.pt"))
-        self.trainer.distributed.load_state(lambda r: torch.load(files[r], weights_only=True, mmap=True), len(files))
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The weights to be judged by."""
-        with self.trainer.distributed.evaluation_weights():
-            return self.trainer.parameters()
+        load_all(self.trainer.distributed, folder)
 
     def resumed(self, optimizer: str) -> dict[str, Any]:
         """All steps at once, then the second half once more from what was saved."""
+        steps = LONG if self.strategy in LEARNS else SHORT
         self.again(optimizer, ema=AVERAGE)
-        self.steps(*range(LONG // 2))
+        self.steps(*range(steps // 2))
         self.save(optimizer)
         half = self.trainer.parameters()
-        self.steps(*range(LONG // 2, LONG))
-        end, average, losses = self.trainer.parameters(), self.averaged(), list(self.trainer.losses)
+        self.steps(*range(steps // 2, steps))
+        end, average, losses = self.trainer.parameters(), self.trainer.averaged(), list(self.trainer.losses)
         self.again(optimizer, ema=AVERAGE)
         self.load(self.folder / optimizer)
         half_again = self.trainer.parameters()
-        self.steps(*range(LONG // 2, LONG))
-        again = {"half_again": half_again, "end_again": self.trainer.parameters(), "average_again": self.averaged()}
+        self.steps(*range(steps // 2, steps))
+        again = {"half_again": half_again, "end_again": self.trainer.parameters(), "average_again": self.trainer.averaged()}
         return {"half": half, "end": end, "average": average, "losses": losses, **again}
 
     def average(self, ema: EmaConfig) -> dict[str, Any]:
@@ -88,7 +80,7 @@ class Scenarios:
             self.steps(step)
             weights.append(self.trainer.parameters())
         self.save("average")
-        average = self.averaged()
+        average = self.trainer.averaged()
         return {"weights": weights, "average": average, "after": self.trainer.parameters()}
 
     def elastic(self) -> dict[str, Any]:
@@ -98,19 +90,19 @@ class Scenarios:
         self.change("adamw", ema=AVERAGE)
         self.load(self.elsewhere / "average")
         state = self.trainer.distributed.state()
-        return {"weights": self.trainer.parameters(), "average": self.averaged(), "ema_steps": state["ema_steps"]}
+        return {"weights": self.trainer.parameters(), "average": self.trainer.averaged(), "ema_steps": state["ema_steps"]}
 
     def phases(self) -> dict[str, Any]:
         """Train both parts, then the first alone, then both."""
         self.again("adamw8bit", ema=AVERAGE)
         self.steps(*range(HALF))
-        both, both_average = self.trainer.parameters(), self.averaged()
+        both, both_average = self.trainer.parameters(), self.trainer.averaged()
         self.save("both")
         self.change("adamw8bit", trained=["first"], resting=["second"], ema=AVERAGE)
         kept = self.trainer.parameters()
         self.load(self.folder / "both")
         self.save("one")
-        one_average = self.averaged()
+        one_average = self.trainer.averaged()
         self.steps(*range(HALF))
         one = self.trainer.parameters()
         self.save("one later")
@@ -134,7 +126,7 @@ class Scenarios:
         self.again("schedule_free_adamw")
         self.steps(*range(HALF))
         self.save("schedule_free")
-        y, x = self.trainer.parameters(), self.averaged()
+        y, x = self.trainer.parameters(), self.trainer.averaged()
         return {"y": y, "x": x, "y_again": self.trainer.parameters()}
 
     def alive(self) -> dict[str, Any]:
@@ -169,8 +161,8 @@ def main() -> None:
     """All scenarios that a strategy allows."""
     strategy, output, folder, elsewhere = sys.argv[1:]
     scenarios = Scenarios(strategy, Path(folder), None if elsewhere == "-" else Path(elsewhere))
-    names = [name for name in OPTIMIZERS if strategy == "single" or name not in UNSHARDABLE]
-    results: dict[str, Any] = {"start": scenarios.start, "optimizers": {n: scenarios.resumed(n) for n in names}}
+    names = [name for name in OPTIMIZERS if strategy not in DIVIDED or name not in UNSHARDABLE]
+    results: dict[str, Any] = {"start": scenarios.trainer.start, "optimizers": {n: scenarios.resumed(n) for n in names}}
     each: dict[str, Callable[[], Any]] = {
         "warm": lambda: scenarios.average(EmaConfig(decay=0.5, device="model")),
         "seldom": lambda: scenarios.average(EmaConfig(decay=0.9, warmup=False, every_steps=2)),

@@ -77,6 +77,18 @@ def test_a_restored_state_goes_on_bit_by_bit(launch, strategy: str, world: int, 
     assert equal(results["end_again"], results["end"])
 
 
+@pytest.mark.parametrize(
+    ("strategy", "world", "optimizer"),
+    [("single", 1, "adamw8bit"), ("ddp", 4, "adamw"), ("zero1", 2, "adamw"), ("zero2", 4, "adamw8bit")]
+    + [("zero3", 4, "adamw8bit")],
+)
+def test_a_run_that_was_killed_goes_on_bit_by_bit(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    before = launch(strategy, world, optimizer)
+    after = launch(strategy, world, optimizer, before.states)
+    assert equal(after.results["half"], before.results["half"])
+    assert equal(after.results["end"], before.results["end"])
+
+
 @pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
 def test_a_step_that_is_skipped_has_never_been(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
     results = launch(strategy, world, optimizer).results

@@ -70,6 +70,19 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def save(distributed: Distributed, folder: Path) -> None:
+    """Save this rank's state among the others'."""
+    folder.mkdir(exist_ok=True)
+    torch.save(distributed.state(), folder / f"{distributed.rank}.pt")
+    distributed.barrier()
+
+
+def load_all(distributed: Distributed, folder: Path) -> None:
+    """Load what all ranks have saved, however many they were."""
+    files = sorted(folder.glob("*.pt"))
+    distributed.load_state(lambda rank: torch.load(files[rank], weights_only=True, mmap=True), len(files))
+
+
 class Trainer:
     """The loop, on one rank."""
 
@@ -77,8 +90,17 @@ class Trainer:
         config = StrategyConfig(name=strategy, precision=precision, threads=1, timeout_s=60)
         self.distributed = Distributed(config)
         self.net = Net()
+        self.start = self.copies()
         self.norms: list[float] = []
         self.losses: list[float] = []
+
+    def reset(self) -> None:
+        """Go back to the first weights, without an optimizer."""
+        self.distributed._release()
+        with torch.no_grad():
+            for name, p in self.net.named_parameters():
+                p.copy_(self.start[name])
+        self.losses.clear()
 
     def prepare(
         self,
@@ -135,7 +157,7 @@ class Trainer:
             self.accumulate(7, factor)
             norms.append(self.distributed.gradient_norm())
             self.distributed.skip()
-        self.accumulate(8, micro_batches=self.distributed.accumulation - 1)
+        self.accumulate(8, micro_batches=max(1, self.distributed.accumulation - 1))
         self.distributed.skip()
         return {"norms": norms, "untouched": same(before, self.distributed.state())}
 
@@ -156,14 +178,23 @@ class Trainer:
         engine.optimizer.step = take_step  # type: ignore[method-assign]
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of all weights."""
+        """Copies of all weights that train."""
         with self.distributed._engine.gathered() if self.distributed._engine else nullcontext():
-            return {name: p.detach().clone() for name, p in self.net.named_parameters()}
+            return self.copies()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Copies of the weights to be judged by."""
+        with self.distributed.evaluation_weights():
+            return self.copies()
+
+    def copies(self) -> dict[str, Tensor]:
+        """Copies of what the module has."""
+        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
 
 def main() -> None:
     """Trial, half of the steps, save, the other half; then go back to what was saved and do that half again."""
-    strategy, optimizer, output, save, load = sys.argv[1:]
+    strategy, optimizer, output, folder, load = sys.argv[1:]
     trainer = Trainer(strategy)
     trainer.prepare(OptimConfig(name=optimizer, weight_decay=0.1))
     distributed = trainer.distributed
@@ -175,11 +206,9 @@ def main() -> None:
         for step in range(HALF):
             trainer.step(step, RATES)
     else:
-        states = sorted(Path(load).glob("*.pt"))
-        distributed.load_state(lambda rank: torch.load(states[rank], weights_only=True, mmap=True), len(states))
+        load_all(distributed, Path(load))
     results["half"] = trainer.parameters()
-    state = distributed.state()
-    torch.save(state, Path(save) / f"{distributed.rank}.pt")
+    save(distributed, Path(folder))
     results["gathered"] = distributed.gather(distributed.rank)
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
@@ -187,15 +216,14 @@ def main() -> None:
     results["moments_before"] = large_tensors()
     results["norms"], results["losses"] = list(trainer.norms), list(trainer.losses)
 
-    paths = [Path(save) / f"{rank}.pt" for rank in range(distributed.world)]
-    distributed.load_state(lambda rank: torch.load(paths[rank], weights_only=True, mmap=True), distributed.world)
+    load_all(distributed, Path(folder))
     results["half_again"] = trainer.parameters()
     results["moments_alive"] = large_tensors()
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
     results["end_again"] = trainer.parameters()
 
-    distributed.load_state(lambda rank: torch.load(paths[rank], weights_only=True, mmap=True), distributed.world)
+    load_all(distributed, Path(folder))
     results["vetoed"] = distributed.gather(trainer.vetoed())
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
