@@ -49,8 +49,8 @@ class Mirror:
             self._remote.remove(probe)
         except OSError as error:
             raise UserError(
-                f"checkpoint.upload: {redacted(self.url)} cannot be written ({redacted(str(error))}): see to the address "
-                "and the rights, or set checkpoint.upload=null"
+                f"checkpoint.upload: {redacted(self.url)} cannot be written ({redacted(str(error))}): see to the "
+                "address and the rights, or set checkpoint.upload=null"
             ) from error
 
     def manifests(self) -> dict[str, str]:

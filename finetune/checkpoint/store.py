@@ -106,8 +106,9 @@ class CheckpointStore:
             UserError: the disk is full or cannot be written.
             OSError: another fault, or one on another rank.
         """
-        if self._writing:
-            writing, self._writing = self._writing, None
+        if writing := self._writing:
+            writing.exception()  # a signal that interrupts this leaves what is being written to the next call
+            self._writing = None
             self._newest = writing.result()
         return self._newest
 

@@ -186,6 +186,28 @@ def test_the_next_save_waits_for_the_last(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == ["step-00000005", "step-00000010"]
 
 
+def test_waiting_that_is_interrupted_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    store, gate = saved(tmp_path), Gate(monkeypatch)
+    store.save(5, state(5.0), {})
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(Interrupted):
+            store.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    gate.open.set()
+    checkpoint = store.wait()
+    assert checkpoint is not None
+    assert checkpoint.step == 5
+
+
 def test_the_state_is_let_go_of_once_it_is_written(tmp_path: Path) -> None:
     store, tensor = saved(tmp_path), torch.zeros(1000)
     alive = weakref.ref(tensor)

@@ -147,6 +147,18 @@ def test_nginx(tmp_path: Path, remote: Remote) -> None:
         assert "LastModified" in remote.version(f"{url}/a.tar")
 
 
+def test_a_file_is_put_and_removed(tmp_path: Path, remote: Remote) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    url = f"file://{tmp_path}/folder/deeper"
+    remote.put(tmp_path / "a", f"{url}/b")
+    assert remote.read(f"{url}/b", 0, len(DATA)) == DATA
+    remote.remove(url)
+    assert not (tmp_path / "folder" / "deeper").exists()
+    for ask in (lambda: remote.remove(f"{url}/b"), lambda: remote.put(tmp_path / "missing", f"{url}/b")):
+        with pytest.raises(FileNotFoundError):
+            ask()
+
+
 def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.tar").write_bytes(DATA)
     (tmp_path / "b.tar").write_bytes(DATA)
@@ -157,6 +169,12 @@ def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert remote.find(f"{url}/*.tar") == [f"{url}/a.tar", f"{url}/b.tar"]
         assert remote.size(f"{url}/a.tar") == len(DATA)
         assert remote.read(f"{url}/a.tar", 1000, 100_000) == DATA[1000:101_000]
+        remote.put(tmp_path / "a.tar", f"{url}/folder/c.tar")
+        assert remote.read(f"{url}/folder/c.tar", 0, len(DATA)) == DATA
+        remote.remove(f"{url}/folder")
+        assert remote.find(f"{url}/*") == [f"{url}/a.tar", f"{url}/b.tar"]
+        with pytest.raises(OSError, match="bucket"):
+            remote.put(tmp_path / "a.tar", "s3://no-such-bucket/a.tar")
         with pytest.raises(FileNotFoundError):
             remote.read(f"{url}/none.tar", 0, 10)
         with pytest.raises(OSError, match="were asked for"):
