@@ -74,6 +74,7 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("data.buckets.step_px=12", "data.buckets.step_px is 12: use a positive multiple of 8"),
         ("resume=maybe", "resume is 'maybe': use one of auto, never"),
         ("run.name=../x", "run.name is '../x'"),
+        ("run.max_crashes_at_step=-1", "run.max_crashes_at_step is -1"),
         ("strategy=zero9", "zero9"),
         ("captions.drop=2", "captions.drop is 2.0: use a number from 0 to 1"),
         ("monitor.wandb.mode=loud", "monitor.wandb.mode is 'loud'"),
