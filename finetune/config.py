@@ -15,6 +15,7 @@ from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.shapes import PlanSettings
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
+from finetune.health.config import HealthConfig
 from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
@@ -79,6 +80,7 @@ class Config:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     resume: str = "auto"
     """auto goes on from the run's last checkpoint where there is one; with never, a run that has one is an error."""
 

@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
-from finetune.data.journal import Journal
+from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
 from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
-from finetune.data.preparer import EXCLUDED, BadSample
+from finetune.data.preparer import BadSample
 from finetune.errors import UserError
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
@@ -140,7 +140,7 @@ class Watch:
         """
         for one in bad:
             self._ledger.substitute(one.step, one.slot, one.substitute)
-            if one.reason == EXCLUDED:
+            if one.reason in (EXCLUDED, QUARANTINED):
                 self._excluded += 1
             else:
                 self._bad[one.reason] += 1
