@@ -127,12 +127,23 @@ def check(config: Config, world: int) -> None:
     """
     if world > 1 and config.strategy.name == "single":
         raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
+    _check_watchdog(config)
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:
         _check_shared(config.train.global_batch, phase.micro_batch, world)
         _check_sharded(phase.optim.name, config.strategy.name)
     _check_samples(config.monitor.samples, max(phase.buckets.max_side_px for phase in unfolded), config.diffusion)
+
+
+def _check_watchdog(config: Config) -> None:
+    """What waits for data has to say so before it counts as a rank that has stopped, and that before all give up."""
+    stall_s, told_s, given_up_s = config.health.stall_s, config.data.cache.alert_after_s, config.strategy.timeout_s
+    if stall_s and not told_s < stall_s < given_up_s:
+        raise UserError(
+            f"health.stall_s is {stall_s:g}: use 0 to watch no rank, or a number above data.cache.alert_after_s "
+            f"({told_s:g}) and below strategy.timeout_s ({given_up_s})"
+        )
 
 
 def _check_samples(samples: SamplesConfig, longest_px: int, diffusion: DiffusionConfig) -> None:

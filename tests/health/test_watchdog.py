@@ -244,9 +244,9 @@ def test_a_process_that_was_stopped_itself_does_not_blame_anybody(
     watchdog, found = watched(tmp_path, Pulse(tmp_path / "pulse", 0)), []
     watchdog._look_s = 0.5
     monkeypatch.setattr(watchdog, "_declare", found.append)
-    clock = count(step=1000.0)
+    clock, looks = count(step=1000.0), iter([False] * 5)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(watchdog._left, "wait", lambda look_s, looks=iter([False] * 5): next(looks, True))
+    monkeypatch.setattr(watchdog._left, "wait", lambda look_s: next(looks, True))
     watchdog._watch()
     assert found == []
     assert watchdog._still_s == 5 * 2 * 0.5
