@@ -221,6 +221,17 @@ def test_some_things_may_take_long(tmp_path: Path, activity: Any, expected: floa
     assert looks * 0.5 == pytest.approx(expected, abs=1.0)
 
 
+def test_a_full_disk_does_not_blind_it(tmp_path: Path, monkeypatch: Any) -> None:
+    pulse = Pulse(tmp_path / "pulse", 0)
+    watchdog, found = watched(tmp_path, pulse), []
+    pulse.at(3, "data")
+    monkeypatch.setattr(watchdog, "_declare", found.append)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("No space left on device")))
+    for _ in range(30):
+        watchdog._look(0.5)
+    assert [beat.rank for beat in found[0].culprits] == [0]
+
+
 def test_another_that_goes_on_is_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
     """A rank that is behind but moves is slow, and has not stopped."""
     pulse, other = Pulse(tmp_path / "pulse", 0), Pulse(tmp_path / "pulse", 1)
