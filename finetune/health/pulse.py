@@ -65,7 +65,8 @@ class Pulse:
         path = folder / f"rank-{rank:05d}"
         temporary = path.with_suffix(".tmp")
         with temporary.open("w+b") as file:
-            file.truncate(_SIZE)
+            file.write(bytes(_SIZE))  # room on a full disk: a hole in mapped memory would end the process later
+            file.flush()
             self._file = os.dup(file.fileno())
         self._memory = mmap.mmap(self._file, _SIZE)
         _OWNER.pack_into(self._memory, _OWNER_AT, self.pid, self.host.encode()[:64])

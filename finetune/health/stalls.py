@@ -1,7 +1,7 @@
 """What is said and kept of ranks that have stopped: a folder for each time, with the stacks of all that could tell."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,25 @@ class Stall:
     @property
     def sentence(self) -> str:
         """Who has stopped, where, and who waits for it."""
-        first = self.culprits[0]
+        first, waiting = self.culprits[0], self._waiting
         where = f"in {first.activity} of step {first.step + 1} for {self.seconds:.0f} s"
         if len(self.culprits) > 1:
             ranks = ", ".join(str(beat.rank) for beat in self.culprits)
-            waiting = f" and ranks {_listed(self.others)} wait for them" if self.others else ""
             return f"ranks {ranks} have all been {where}, none of them behind the others{waiting}"
         if not first.pid:
-            return f"rank {first.rank} has not begun for {self.seconds:.0f} s while ranks {_listed(self.others)} wait"
+            return f"rank {first.rank} has not begun for {self.seconds:.0f} s{waiting}"
         mute = " and does not answer" if first.rank in self.silent else ""
-        waiting = f", while ranks {_listed(self.others)} wait for it" if self.others else ""
         return f"rank {first.rank} (process {first.pid} on {first.host}) has been {where}{mute}{waiting}"
+
+    @property
+    def _waiting(self) -> str:
+        match len(self.others):
+            case 0:
+                return ""
+            case 1:
+                return f", while rank {self.others[0].rank} waits"
+            case count:
+                return f", while {count} other ranks wait"
 
     def declare(self, stalls: Path) -> bool:
         """Make the stall's folder, unless another rank was faster.
@@ -97,7 +105,3 @@ def untold(stalls: Path) -> Iterator[dict[str, Any]]:
 def mark_told(folder: Path) -> None:
     """Note that the run's events have the stall of a folder."""
     (folder / _TOLD).touch()
-
-
-def _listed(beats: Sequence[Beat]) -> str:
-    return ", ".join(str(beat.rank) for beat in beats)

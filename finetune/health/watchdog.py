@@ -86,12 +86,13 @@ class Watchdog:
             now = time.monotonic()
             # Where the process itself was stopped for a while, that was nobody's standstill.
             passed_s, before = min(now - before, 2 * self._look_s), now
-            with suppress(OSError):  # a disk that fails is noticed by whoever needs it
+            with suppress(OSError):  # of a folder that cannot be read; the next look may see more
                 self._look(passed_s)
 
     def _look(self, passed_s: float) -> None:
         self._pulse.tick(waits=is_waiting(self._main))
-        self._pulse.sync()
+        with suppress(OSError):  # on this node it is seen all the same
+            self._pulse.sync()
         if self._pulse.place != self._place or read_notes(self._notes):
             self._place, self._still_s = self._pulse.place, 0.0
             self._beats.clear()

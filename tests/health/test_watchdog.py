@@ -107,7 +107,7 @@ def test_a_rank_that_sleeps_is_named_and_shows_where(toys: dict[str, Toy]) -> No
     assert list(untold(toy.run / "stalls")) == []
     sentence = f"rank 1 (process {facts['pid']} on "
     assert toy.said().count(sentence) == 1
-    assert "while ranks 0 wait for it" in toy.said()
+    assert "while rank 0 waits" in toy.said()
 
 
 def test_where_all_are_at_the_same_place_the_one_is_named_that_waits_for_nobody(toys: dict[str, Toy]) -> None:
@@ -179,15 +179,15 @@ def test_whom_the_others_wait_for(beats: list[Beat], silent: list[int], expected
 def test_the_sentence() -> None:
     others = (beat(0), beat(2))
     assert Stall((beat(1),), others, 61.7, frozenset()).sentence == (
-        "rank 1 (process 7 on node) has been in data of step 4 for 62 s, while ranks 0, 2 wait for it"
+        "rank 1 (process 7 on node) has been in data of step 4 for 62 s, while 2 other ranks wait"
     )
     assert "for 62 s and does not answer, while" in Stall((beat(1),), others, 61.7, frozenset({1})).sentence
     assert Stall((beat(1),), (), 60.0, frozenset()).sentence.endswith("of step 4 for 60 s")
     assert Stall((beat(0), beat(1)), (beat(2),), 60.0, frozenset()).sentence == (
-        "ranks 0, 1 have all been in data of step 4 for 60 s, none of them behind the others and ranks 2 wait for them"
+        "ranks 0, 1 have all been in data of step 4 for 60 s, none of them behind the others, while rank 2 waits"
     )
     assert Stall((beat(1, step=-1, pid=0),), others, 60.0, frozenset()).sentence == (
-        "rank 1 has not begun for 60 s while ranks 0, 2 wait"
+        "rank 1 has not begun for 60 s, while 2 other ranks wait"
     )
 
 
@@ -219,6 +219,17 @@ def test_some_things_may_take_long(tmp_path: Path, activity: Any, expected: floa
         watchdog._look(0.5)
         looks += 1
     assert looks * 0.5 == pytest.approx(expected, abs=1.0)
+
+
+def test_a_full_disk_does_not_blind_it(tmp_path: Path, monkeypatch: Any) -> None:
+    pulse = Pulse(tmp_path / "pulse", 0)
+    watchdog, found = watched(tmp_path, pulse), []
+    pulse.at(3, "data")
+    monkeypatch.setattr(watchdog, "_declare", found.append)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("No space left on device")))
+    for _ in range(30):
+        watchdog._look(0.5)
+    assert [beat.rank for beat in found[0].culprits] == [0]
 
 
 def test_another_that_goes_on_is_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
