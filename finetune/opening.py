@@ -40,6 +40,8 @@ class Opening:
     pulse: Pulse
     watch: Watch | None
     """What watches the run; None on ranks other than the first."""
+    changed: bool
+    """Whether the recipe has changed since the checkpoint in what it trains."""
 
     def report(self, kind: str, sentence: str) -> None:
         """Tell of a checkpoint that is passed over or fetched."""
@@ -73,7 +75,7 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
     with locked(folder, distributed, say) as lock:
         store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
         found: list[tuple[str, str]] = []
-        checkpoint = find_checkpoint(config, store, found)
+        checkpoint, changed = find_checkpoint(config, store, found)
         before = decided(distributed, lambda: taken_pulse(folder / PULSES))
         with (
             started(
@@ -97,23 +99,25 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
             parts = Parts(config, distributed, checkpoint)
             store.check_room(sum(distributed.gather(parts.state_bytes)))
             with open_watch(parts, found) if distributed.is_main else nullcontext() as watch:
-                yield Opening(parts, store, lock, start, pulse, watch)
+                yield Opening(parts, store, lock, start, pulse, watch, changed)
 
 
-def find_checkpoint(config: Config, store: CheckpointStore, found: list[tuple[str, str]]) -> Checkpoint | None:
-    """The newest whole checkpoint of the run; what is passed over or fetched is added to `found`.
+def find_checkpoint(
+    config: Config, store: CheckpointStore, found: list[tuple[str, str]]
+) -> tuple[Checkpoint | None, bool]:
+    """The newest whole checkpoint of the run, and whether the recipe has changed since in what it trains; what is passed
+    over or fetched is added to `found`.
 
     Raises:
         UserError: there is one and resume=never, or the recipe has changed since in what it trains.
     """
     checkpoint = store.newest(lambda kind, sentence: found.append((kind, sentence)))
     if checkpoint is None:
-        return None
+        return None, False
     if config.resume == "never":
         raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
     changes = recipe_changes(checkpoint.meta["config"], resolved(config), defaults())
-    check_changes(changes, checkpoint.folder, accepted=config.run.accept_changes)
-    return checkpoint
+    return checkpoint, bool(check_changes(changes, checkpoint.folder, accepted=config.run.accept_changes))
 
 
 def tell(watch: Watch, kind: str, sentence: str) -> None:

@@ -28,11 +28,16 @@ class Saving:
         self.owes_a_look = checkpoint is None or not checkpoint.meta["looked"]
         """Whether what is due after the steps that are done has not been looked at."""
         if checkpoint:
-            self.recall(checkpoint)
+            self.recall(checkpoint, compare=not opening.changed)
 
-    def recall(self, checkpoint: Checkpoint) -> None:
-        """Go on from what a checkpoint says beside the state of the ranks."""
-        self.health.load(checkpoint.meta["health"])
+    def recall(self, checkpoint: Checkpoint, *, compare: bool = True) -> None:
+        """Go on from what a checkpoint says beside the state of the ranks.
+
+        Args:
+            compare: whether steps from now on are like those before it, and are judged by them.
+        """
+        if compare:
+            self.health.load(checkpoint.meta["health"])
         self.updates = checkpoint.meta["updates"]
 
     def save(self, done: int, marks: Marks, *, looked: bool) -> None:

@@ -24,7 +24,7 @@ class Ddp(Single):
     ) -> None:
         super().__init__(module, optimizer, names, ranks=ranks, accumulation=accumulation)
         self.model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-        #self._fix_buckets()
+        # self._fix_buckets()
         self._expect(0)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -59,11 +59,14 @@ def recipe_changes(saved: Mapping[str, Any], current: Mapping[str, Any], default
     return differences({**{name: usual[name] for name in now.keys() & usual.keys()}, **given}, now)
 
 
-def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> None:
-    """Raise UserError with a list of what would change what is trained, unless the user accepts that.
+def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> Changes:
+    """Those of the changes that change what is trained.
 
     Args:
         checkpoint: where the recipe was saved.
+
+    Raises:
+        UserError: there are such, and the user does not accept them; with a list.
     """
     unsafe = {name: change for name, change in changes.items() if not is_safe(name)}
     if unsafe and not accepted:
@@ -72,6 +75,7 @@ def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> None
             "with run.accept_changes=true",
             details=table(unsafe),
         )
+    return unsafe
 
 
 def table(changes: Changes) -> list[str]:
