@@ -27,6 +27,7 @@ def test_what_was_trained_is_kept_when_nothing_trains_it_any_more_and_may_train_
             *("data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=32"),
             *("train.micro_batch=4", "train.global_batch=8", "optim.lr=1e-3", "monitor.samples.every_steps=0"),
             *("monitor.wandb.mode=disabled", "monitor.tensorboard=false", "ema.decay=0.5"),
+            "run.accept_changes=true",
             *(f"phases=[{{until: {until} steps}}]", f"optim.text_encoder_lr={text_encoder_lr}"),
         ]
         log = tmp_path / "log"
