@@ -1,5 +1,6 @@
 """What only a GPU can show."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
+from finetune.distributed.fragments import RankState
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
@@ -19,6 +21,7 @@ from finetune.optim.config import EmaConfig, OptimConfig, state_kind
 from finetune.optim.groups import parameter_groups
 from finetune.optim.optimizers import build_optimizer
 from finetune.step import TrainingStep, trial_batch
+from finetune.stopwatch import Stopwatch
 from finetune.strategy import StrategyConfig
 
 pytestmark = [
@@ -35,6 +38,7 @@ class Setting:
     attention: str = "sdpa"
     optimizer: str = "adamw8bit"
     ema: EmaConfig | None = None
+    strategy: str = "single"
 
 
 class Run:
@@ -43,7 +47,7 @@ class Run:
     def __init__(self, tiny_model: Path, setting: Setting) -> None:
         model = ModelConfig(path=str(tiny_model), attention=setting.attention)
         components = load_components(model)
-        self.distributed = Distributed(StrategyConfig(name="single", precision=setting.precision))
+        self.distributed = Distributed(StrategyConfig(name=setting.strategy, precision=setting.precision))
         self.trainee = Trainee(components)
         self.optim = OptimConfig(name=setting.optimizer, lr=1e-3, text_encoder_lr=1e-3)
         self.groups = parameter_groups(self.trainee.trainable, self.optim)
@@ -72,17 +76,28 @@ class Run:
             ema=self.ema,
         )
 
+    def backward(self) -> float:
+        loss = self.step.loss(self.batch)
+        self.distributed.backward(loss, last=True)
+        return loss.item()
+
     def losses(self, steps: int) -> list[float]:
         values = []
         for _ in range(steps):
-            loss = self.step.loss(self.batch)
-            self.distributed.backward(loss, last=True)
+            values.append(self.backward())
             self.distributed.step([1e-3] * len(self.groups))
-            values.append(loss.item())
         return values
 
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trainee.named_parameters()}
+
+
+def assert_same_state(state: RankState, again: RankState) -> None:
+    for name, (fragment,) in state["fragments"].items():
+        for key, value in fragment.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(again["fragments"][name][0][key])), (name, key)
+    for before, after in zip(state["blocks"], again["blocks"], strict=True):
+        assert all(torch.equal(before["state"][key], after["state"][key]) for key in before["state"])
 
 
 def losses(tiny_model: Path, steps: int, setting: Setting) -> list[float]:
@@ -114,13 +129,56 @@ def test_state_is_restored_bit_by_bit_on_cuda(tiny_model: Path, optimizer: str) 
     state = run.distributed.state()
     run.prepare()
     run.distributed.load_state(lambda rank: state, 1)
-    again = run.distributed.state()
-    for name, (fragment,) in state["fragments"].items():
-        assert all(
-            torch.equal(torch.as_tensor(fragment[k]), torch.as_tensor(again["fragments"][name][0][k])) for k in fragment
-        )
-    for before, after in zip(state["blocks"], again["blocks"], strict=True):
-        assert all(torch.equal(before["state"][key], after["state"][key]) for key in before["state"])
+    assert_same_state(state, run.distributed.state())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_any_strategy_goes_on_from_one_process_s_state_on_cuda(tiny_model: Path, strategy: str) -> None:
+    single = Run(tiny_model, Setting(optimizer="adamw", ema=EmaConfig(decay=0.9)))
+    single.losses(3)
+    state = single.distributed.state()
+    run = Run(tiny_model, Setting(optimizer="adamw", ema=EmaConfig(decay=0.9), strategy=strategy))
+    run.distributed.load_state(lambda rank: state, 1)
+    assert_same_state(state, run.distributed.state())
+    assert run.losses(3) == pytest.approx(single.losses(3), rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf")])
+def test_a_step_that_is_left_out_leaves_no_trace_on_cuda(tiny_model: Path, strategy: str, spoiled: float) -> None:
+    run = Run(tiny_model, Setting(optimizer="adamw", ema=EmaConfig(decay=0.9), strategy=strategy))
+    run.losses(2)
+    state = run.distributed.state()
+    run.distributed.backward(run.step.loss(run.batch) * spoiled, last=True)
+    assert not torch.isfinite(run.distributed.gradient_norm())
+    run.distributed.skip()
+    assert_same_state(state, run.distributed.state())
+    run.backward()
+    assert torch.isfinite(run.distributed.gradient_norm())
+    run.distributed.step([1e-3] * len(run.groups))
+    assert all(torch.isfinite(weight).all() for weight in run.weights().values())
+
+
+def test_an_overflow_halves_the_scale_and_nothing_else_on_cuda(tiny_model: Path) -> None:
+    run = Run(tiny_model, Setting(precision="fp16", optimizer="adamw"))
+    run.losses(2)
+    before, scale = run.weights(), run.distributed.state()["loss_scale"]["factor"]
+    run.distributed.backward(run.step.loss(run.batch) * float("inf"), last=True)
+    run.distributed.step([1e-3] * len(run.groups))
+    assert run.distributed.state()["loss_scale"]["factor"] == scale / 2
+    assert all(torch.equal(weight, before[name]) for name, weight in run.weights().items())
+
+
+def test_a_stopwatch_counts_the_device_s_time_and_not_the_host_s() -> None:
+    watch = Stopwatch(torch.device("cuda"))
+    work = torch.randn(4096, 4096, device="cuda")
+    with watch:
+        for _ in range(50):
+            work = work @ work.T / 4096.0
+    began = time.perf_counter()
+    torch.cuda.synchronize()
+    waited_s = time.perf_counter() - began
+    assert watch.seconds() >= 0.5 * waited_s > 0.0
 
 
 def test_an_average_in_main_memory_is_that_beside_the_weights(tiny_model: Path) -> None:
