@@ -311,8 +311,8 @@ class Run:
                 folder = watch.folder / "export"
                 export(self.pipeline, folder, model=self.config.model, steps=self.phases.total_steps)
                 watch.say(f"curves   {watch.curves()}\nsamples  {watch.folder / 'samples'}\nmodel    {folder}")
-        self.store.drain()
         self.distributed.barrier()
+        self.store.drain()  # after the barrier, which waits less long than copies may take
 
 
 def due(done: int, every_steps: int, *, last: bool) -> bool:
