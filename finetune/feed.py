@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
 from finetune.data.config import DataConfig
@@ -18,21 +18,10 @@ from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy, checked_limit
 from finetune.data.shapes import PlanSettings
 from finetune.diffusion.config import DiffusionConfig
-from finetune.errors import UserError
+from finetune.ranks import Ranks, on_main
 
 KEPT, NOTES = "data", "waiting"
 """Folders of a run's folder: copies of overlays, and the notes of processes that wait for data."""
-
-
-class Ranks(Protocol):
-    """What has to be known of the processes."""
-
-    rank: int
-    world: int
-    is_main: bool
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
 
 
 class Feed:
@@ -74,7 +63,7 @@ class Feed:
         """
         dataset = self._dataset
         self._adopt(
-            self._decided(lambda: dataset.went_on(Journal.from_plain(saved), step) if saved else dataset.began())
+            on_main(self._ranks, lambda: dataset.went_on(Journal.from_plain(saved), step) if saved else dataset.began())
         )
         self.sources.verify()
         if self._data.mask == "member":
@@ -124,7 +113,7 @@ class Feed:
             dataset.sources(journal).verify()
             return journal
 
-        journal = self._decided(decide)
+        journal = on_main(self._ranks, decide)
         return journal if journal != self.journal else None
 
     def renew(self, journal: Journal) -> None:
@@ -182,20 +171,6 @@ class Feed:
         self.journal = journal
         self.plan = self._dataset.plan(journal)
         self.sources = self._dataset.sources(journal)
-
-    def _decided(self, decide: Callable[[], Journal]) -> Journal:
-        """What rank 0 decides, on all ranks; its mistakes are raised on all."""
-        verdict: Journal | UserError | None = None
-        if self._ranks.is_main:
-            try:
-                verdict = decide()
-            except UserError as error:
-                verdict = error
-        verdict = self._ranks.gather(verdict)[0]
-        if isinstance(verdict, UserError):
-            raise verdict
-        assert verdict is not None
-        return verdict
 
 
 class Batches:

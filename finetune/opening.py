@@ -26,7 +26,7 @@ from finetune.lifecycle.starts import Start, started
 from finetune.monitor.events import EventLog
 from finetune.monitor.watch import EVENTS, Watch
 from finetune.parts import Parts
-from finetune.ranks import decided
+from finetune.ranks import on_main
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
         store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
         found: list[tuple[str, str]] = []
         checkpoint, changed = find_checkpoint(config, store, found)
-        before = decided(distributed, lambda: taken_pulse(folder / PULSES))
+        before = on_main(distributed, lambda: taken_pulse(folder / PULSES))
         with (
             started(
                 folder,
@@ -105,8 +105,10 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
 def find_checkpoint(
     config: Config, store: CheckpointStore, found: list[tuple[str, str]]
 ) -> tuple[Checkpoint | None, bool]:
-    """The newest whole checkpoint of the run, and whether the recipe has changed since in what it trains; what is passed
-    over or fetched is added to `found`.
+    """The newest whole checkpoint of the run, and whether the recipe has changed since in what it trains.
+
+    Args:
+        found: takes what is passed over or fetched, as kind and sentence.
 
     Raises:
         UserError: there is one and resume=never, or the recipe has changed since in what it trains.

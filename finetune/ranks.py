@@ -1,5 +1,6 @@
-"""What has to be known of the processes of a run to decide something once for all of them."""
+"""What has to be known of the processes of a run, and how they act together, so that all learn what came of it."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -16,22 +17,30 @@ class Ranks(Protocol):
     is_main: bool
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
+        """Every rank's picklable value, in the order of ranks, on every rank."""
 
 
-def decided(ranks: Ranks, decide: Callable[[], T]) -> T:
-    """What rank 0 decides, on all ranks, which have to call this together.
+def on_all(ranks: Ranks, act: Callable[[], T]) -> list[T]:
+    """Act on every rank, each of which calls this; what came of it on each. Nobody is left waiting where one fails.
 
     Raises:
-        UserError: rank 0's, on all of them.
+        UserError: it was raised on another rank.
+        OSError: something else was raised on another rank.
     """
-    verdict: T | UserError | None = None
-    if ranks.is_main:
-        try:
-            verdict = decide()
-        except UserError as error:
-            verdict = error
-    verdict = ranks.gather(verdict)[0]
-    if isinstance(verdict, UserError):
-        raise verdict
-    return verdict
+    given: T | None = None
+    try:
+        given = act()
+    finally:
+        error = sys.exception()
+        told = None if error is None else (isinstance(error, UserError), str(error) or type(error).__name__)
+        outcomes = ranks.gather((given, told))
+    for rank, (_, told) in enumerate(outcomes):
+        if told:
+            by_user, sentence = told
+            raise UserError(sentence) if by_user else OSError(f"rank {rank}: {sentence}")
+    return [given for given, _ in outcomes]
+
+
+def on_main(ranks: Ranks, act: Callable[[], T]) -> T:
+    """Act on rank 0, while the others wait; what came of it, on every rank. Raises like `on_all`."""
+    return on_all(ranks, act if ranks.is_main else lambda: None)[0]  # type: ignore[return-value]

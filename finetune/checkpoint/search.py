@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from finetune.checkpoint.files import replace_durably
 from finetune.checkpoint.manifest import ASIDE, LATEST, Checkpoint, finished, read_manifest
-from finetune.checkpoint.together import Ranks, on_all
 from finetune.checkpoint.writer import UNFINISHED, discard, set_aside
+from finetune.ranks import Ranks, on_all
 
 Report: TypeAlias = Callable[[str, str], None]
 """Takes a kind of event and a sentence, on rank 0."""

@@ -21,10 +21,10 @@ from finetune.checkpoint.manifest import Checkpoint, Marks, find, finished, newe
 from finetune.checkpoint.mirror import Mirror, fetch_newest
 from finetune.checkpoint.retention import retained
 from finetune.checkpoint.search import Report, go_on_from, remove_unfinished, search, set_aside_before
-from finetune.checkpoint.together import Ranks, on_all, on_main
 from finetune.checkpoint.uploads import Upload, Uploads
 from finetune.checkpoint.writer import UNFINISHED, check_shared, discard, state_bytes, write_checkpoint
 from finetune.errors import UserError
+from finetune.ranks import Ranks, on_all, on_main
 
 __all__ = [
     "Checkpoint",

@@ -23,8 +23,8 @@ from finetune.checkpoint.manifest import (
     read_manifest,
     step_name,
 )
-from finetune.checkpoint.together import Ranks, on_all, on_main
 from finetune.errors import UserError
+from finetune.ranks import Ranks, on_all, on_main
 
 UNFINISHED = ".tmp"
 

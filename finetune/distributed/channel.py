@@ -16,13 +16,13 @@ class SideChannel:
     def __init__(self, rank: int, world: int) -> None:
         self.rank = rank
         self.is_main = rank == 0
-        self._world = world
+        self.world = world
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         if self._group is None:
             return [value]
-        values: list[Any] = [None] * self._world
+        values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values

@@ -14,7 +14,7 @@ from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from finetune.errors import RankError, UserError
 from finetune.lifecycle.starts import last_began
-from finetune.ranks import Ranks, decided
+from finetune.ranks import Ranks, on_main
 
 LEASE_S, RENEWAL_S = 120.0, 5.0
 """NFS shows another node's changes up to a minute late."""
@@ -119,7 +119,7 @@ def locked(folder: Path, ranks: Ranks, say: Callable[[str], None]) -> Iterator[R
     """
     lock = RunLock(folder, say)
     try:
-        decided(ranks, lock.take)
+        on_main(ranks, lock.take)
         yield lock
     finally:
         lock.release()

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.errors import Preempted, UserError
 from finetune.monitor.files import read_lines, replace_text
-from finetune.ranks import Ranks, decided
+from finetune.ranks import Ranks, on_main
 
 FILE_NAME = "starts.jsonl"
 CRASHES = ("failed", "killed")
@@ -81,7 +81,7 @@ def started(
         UserError: the run has crashed too often at one step; on all ranks.
     """
     start = Start(folder, step)
-    decided(
+    on_main(
         ranks,
         lambda: start.begin(killed_at=killed_at, killed_by=killed_by, max_crashes_at_step=max_crashes_at_step),
     )
