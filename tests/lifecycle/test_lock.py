@@ -38,16 +38,16 @@ SLEEP = "time.sleep(60)"
 
 
 class Ranks:
-    """One rank of two, to which rank 0's values are known."""
+    """One rank of two, to which rank 0's values are known; by default nothing has come of what it did."""
 
-    def __init__(self, rank: int, of_rank_0: object = None) -> None:
+    def __init__(self, rank: int, of_rank_0: object = (None, None)) -> None:
         self.rank, self.world, self.is_main = rank, 2, rank == 0
         self._of_rank_0 = of_rank_0
         self.given: list[object] = []
 
     def gather(self, value: object) -> list[object]:
         self.given.append(value)
-        return [value if self.is_main else self._of_rank_0, None]
+        return [value if self.is_main else self._of_rank_0, (None, None)]
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,7 @@ def test_rank_0_writes_and_all_ranks_are_refused(tmp_path: Path) -> None:
     with started(tmp_path, Ranks(1), 0, killed_at=0, killed_by="", max_crashes_at_step=MAX):
         pass
     assert not (tmp_path / FILE_NAME).exists()
-    told = UserError("crashed too often")
+    told = (None, (True, "crashed too often"))
     with (
         pytest.raises(UserError, match="crashed too often"),
         started(tmp_path, Ranks(1, told), 0, killed_at=0, killed_by="", max_crashes_at_step=MAX),
