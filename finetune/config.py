@@ -125,8 +125,8 @@ def check(config: Config, world: int) -> None:
     """
     if world > 1 and config.strategy.name == "single":
         raise UserError(
-            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds all, "
-            "or strategy=zero2"
+            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds "
+            "all, or strategy=zero2"
         )
     policies(config)
     unfolded = phases(config)

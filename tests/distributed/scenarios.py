@@ -68,7 +68,11 @@ class Scenarios:
         self.load(self.folder / optimizer)
         half_again = self.trainer.parameters()
         self.steps(*range(steps // 2, steps))
-        again = {"half_again": half_again, "end_again": self.trainer.parameters(), "average_again": self.trainer.averaged()}
+        again = {
+            "half_again": half_again,
+            "end_again": self.trainer.parameters(),
+            "average_again": self.trainer.averaged(),
+        }
         return {"half": half, "end": end, "average": average, "losses": losses, **again}
 
     def average(self, ema: EmaConfig) -> dict[str, Any]:
@@ -90,7 +94,11 @@ class Scenarios:
         self.change("adamw", ema=AVERAGE)
         self.load(self.elsewhere / "average")
         state = self.trainer.distributed.state()
-        return {"weights": self.trainer.parameters(), "average": self.trainer.averaged(), "ema_steps": state["ema_steps"]}
+        return {
+            "weights": self.trainer.parameters(),
+            "average": self.trainer.averaged(),
+            "ema_steps": state["ema_steps"],
+        }
 
     def phases(self) -> dict[str, Any]:
         """Train both parts, then the first alone, then both."""
