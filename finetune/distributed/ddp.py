@@ -1,6 +1,7 @@
 """Every rank holds all: only gradients are shared, once a step."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ class Ddp(Single):
         accumulation: int,
     ) -> None:
         super().__init__(module, optimizer, names, ranks=ranks, accumulation=accumulation)
-        self.model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-        # self._fix_buckets()
+        self.model: Any = DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        self._fix_buckets()
         self._expect(0)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -40,6 +41,11 @@ class Ddp(Single):
     def close(self) -> None:
         """Let go of gradients, optimizer state and torch's hooks, whoever still holds the wrapped model."""
         super().close()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of the process group: one that is destroyed only as Python ends may wait for its own threads for
+        ever."""
         del self.model.reducer, self.model.logger
 
     def _expect(self, done: int) -> None:

@@ -259,6 +259,8 @@ class Distributed:
         """Leave the process group."""
         if self._ema:
             self._ema.close()
+        if self._engine:
+            self._engine.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ class Single:
         ranks: Ranks,
         accumulation: int,
     ) -> None:
-        self.model: Any = module
+        self.model: nn.Module = module
         self.optimizer = optimizer
         groups = enumerate(optimizer.param_groups)
         self.flats: list[Flat] = dealt([whole(names[p], p, i) for i, group in groups for p in group["params"]], ranks)
@@ -51,6 +50,9 @@ class Single:
     def gathered(self) -> Iterator[None]:
         """Nothing to do: the model has all of its weights."""
         yield
+
+    def leave(self) -> None:
+        """Nothing to do: there are no other processes."""
 
     def close(self) -> None:
         """Let go of gradients and of the optimizer's state, whoever still holds the optimizer."""

@@ -111,6 +111,9 @@ class Zero:
         """Nothing to do: the model has all of its weights."""
         yield
 
+    def leave(self) -> None:
+        """Nothing to do: DeepSpeed has groups of its own."""
+
     def close(self) -> None:
         """Take DeepSpeed off the module, whose parameters then own their values again."""
         self.optimizer.state.clear()

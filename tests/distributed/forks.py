@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 240
+TIMEOUT_S = 150
+LEAVE_S = 15
+"""How long the other ranks may take once the first has ended."""
 
 
 class Forks:
@@ -59,7 +61,7 @@ def serve() -> None:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(TIMEOUT_S)
+            process.join(LEAVE_S if process is not ranks[0] else TIMEOUT_S)
             process.kill()
         print("done", flush=True)
 

@@ -147,13 +147,8 @@ def test_phases_keep_what_rests_and_what_goes_on(results: Results, folders: dict
     assert all(equal(state, both[pieces]) for pieces, state in one.items())  # 8-bit moments go on bit by bit
     assert of_part(joined(folder / "one", "param"), "second").keys() == {"second.weight", "second.bias"}
     # What has been frozen starts anew, and what went on still counts its steps.
-    steps = {
-        n: f["step"]
-        for s in states(folder / "both again")
-        for n, fs in s["fragments"].items()
-        for f in fs
-        if "step" in f
-    }
+    again = [fragments for state in states(folder / "both again") for fragments in state["fragments"].items()]
+    steps = {name: f["step"] for name, fragments in again for f in fragments if "step" in f}
     assert steps == dict.fromkeys(of_part(found["one"], "first"), 6)
 
 
