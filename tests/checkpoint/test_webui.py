@@ -156,7 +156,7 @@ def test_sdxl_s_layers_follow_clip_skip(configs: Path, clip_skip: int, first: in
 
 
 def test_what_webui_cannot_sample_is_refused(configs: Path) -> None:
-    with pytest.raises(UserError, match="diffusion.prediction is x0"):
+    with pytest.raises(UserError, match=r"diffusion\.prediction is x0"):
         webui_config(parts_of(configs, "sd15"), DiffusionConfig(prediction="x0"))
     with pytest.raises(UserError, match="SD's own betas, which were not trained"):
         webui_config(parts_of(configs, "sdxl"), DiffusionConfig(beta_end=0.02))
