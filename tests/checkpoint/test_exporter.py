@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from finetune.checkpoint import exporter
 from finetune.checkpoint.export_config import ExportConfig
 from finetune.checkpoint.exporter import BackgroundExport
+from tests.runs.saved import first_weights, recipe, shared_out, write_checkpoint, write_recipe
 
 STAND_IN = """#!/bin/sh
 # -m finetune.runs.beside PID export RUN OUT --step N …
@@ -145,6 +148,22 @@ def test_the_trainer_imports_nothing_heavy_for_it() -> None:
     program = "import sys, finetune.checkpoint.exporter; print({'torch', 'diffusers', 'typer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_the_command_itself(tiny_sd15: Path, tmp_path: Path) -> None:
+    config = recipe(tiny_sd15)
+    write_recipe(tmp_path / "run", config)
+    write_checkpoint(tmp_path / "run", 5, shared_out(first_weights(config), {}, 2))
+    exports = BackgroundExport(tmp_path / "run", ExportConfig(every_steps=5))
+    assert exports.start(5)
+    (ended,) = exports.finish()
+    assert ended.error is None
+    assert load_file(ended.path)["model.diffusion_model.out.2.bias"].dtype == torch.float16
+    assert ended.path.with_suffix(".yaml").is_file()
+    assert exports.start(10)
+    (ended,) = exports.finish()
+    assert str(ended.error).endswith("holds no checkpoint of step 10: there are those of 5")
 
 
 PARENT = """
