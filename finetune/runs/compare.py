@@ -31,7 +31,7 @@ class Distance:
         self.identical &= other.identical
         self.squares += other.squares
         self.squared_differences += other.squared_differences
-        self.max_abs = other.max_abs if math.isnan(other.max_abs) else max(other.max_abs, self.max_abs)
+        self.max_abs = max(self.max_abs, other.max_abs, key=lambda value: (math.isnan(value), value))
 
     @property
     def relative_l2(self) -> float | None:

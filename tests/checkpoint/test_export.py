@@ -23,7 +23,7 @@ from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
 from finetune.model.text import PromptTokenizer
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 ABOUT = About("tiny, step 7", 7, resolution_px=512, average=False, saved=datetime(2026, 1, 1, tzinfo=UTC))
 OBJECTIVES = [
     {"prediction": "v"},
@@ -206,6 +206,16 @@ def test_the_card_of_sdxl_says_what_clip_skip_diffusers_needs(
     assert f"Trained with clip skip {clip_skip or 2}." in text
     call = next(line for line in text.splitlines() if line.startswith("pipeline("))
     assert call.endswith("guidance_rescale=0.7)" if theirs is None else f", clip_skip={theirs})")
+
+
+def test_what_lies_beside_the_folder_stays_and_disturbs_nobody(tiny_sd15: Path, tmp_path: Path) -> None:
+    """Exports during the run are written to the same place."""
+    export_file(loaded(tiny_sd15), DiffusionConfig(), tmp_path / "run-step-00000500.safetensors", about=ABOUT)
+    (tmp_path / "run-step-00000500.yaml").write_text("model: {}")
+    for _ in range(2):
+        exported(tiny_sd15, tmp_path)
+        assert isinstance(opened(tmp_path), StableDiffusionPipeline)
+    assert len(list(tmp_path.glob("run-step-*"))) == 2
 
 
 @torch.no_grad()
