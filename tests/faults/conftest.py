@@ -1,0 +1,83 @@
+"""Runs that something befalls, and those that nothing does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.build import build
+from tests.conftest import write_pictures
+from tests.faults.scene import BATCH, EVERY, STEPS, Scene
+
+MakeScene = Callable[..., Scene]
+Reference = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 60 pictures, of which an epoch is seven and a half steps."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_pictures(folder / "pictures", 60)
+    build(folder / "pictures", folder / "shards", shard_mib=1, text_as="auto", workers=1)
+    return folder / "shards"
+
+
+def arguments(runs: Path, shards: Path, model: Path) -> tuple[str, ...]:
+    """The demo's recipe at a size of which a step takes a moment."""
+    return (
+        *("conf=demo", f"run.folder={runs}", f"model.path={model}", f"data.shards={shards}"),
+        *("data.buckets.step_px=32", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"),
+        *("data.window_shards=1", "data.workers=0", "train.micro_batch=2", f"train.global_batch={BATCH}"),
+        *(f"phases=[{{until: {STEPS} steps}}]", f"checkpoint.every_steps={EVERY}", "checkpoint.keep=100"),
+        *("strategy.threads=1", "strategy.precision=fp32", "optim.text_encoder_lr=1e-4"),
+        *("monitor.flush_every_steps=1", "monitor.heartbeat_s=0.2", "monitor.samples.every_steps=0"),
+        *("monitor.tensorboard=false", "monitor.wandb.mode=disabled"),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_scene(pictures: Path, tiny_model: Path) -> MakeScene:
+    """A run in a folder: (folder, overrides, processes=1) -> Scene."""
+
+    def make(runs: Path, *overrides: str, processes: int = 1) -> Scene:
+        return Scene(runs, (*arguments(runs, pictures, tiny_model), *overrides), processes)
+
+    return make
+
+
+@pytest.fixture
+def scene(make_scene: MakeScene, tmp_path: Path) -> Scene:
+    """A run in one process."""
+    return make_scene(tmp_path)
+
+
+@pytest.fixture
+def pair(make_scene: MakeScene, tmp_path: Path) -> Scene:
+    """A run in two processes under ZeRO-2."""
+    return make_scene(tmp_path, "strategy=zero2", processes=2)
+
+
+@pytest.fixture(scope="session")
+def reference(make_scene: MakeScene, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The folder of the run that nothing befalls: (overrides, processes=1) -> Path; each is made once."""
+    made: dict[tuple[tuple[str, ...], int], Path] = {}
+
+    def run(*overrides: str, processes: int = 1) -> Path:
+        key = (overrides, processes)
+        if key not in made:
+            made[key] = make_scene(tmp_path_factory.mktemp("reference"), *overrides, processes=processes).finish()
+        return made[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(reference: Reference) -> Path:
+    """The run in one process that nothing befalls."""
+    return reference()
+
+
+@pytest.fixture(scope="session")
+def whole_pair(reference: Reference) -> Path:
+    """The run in two processes that nothing befalls."""
+    return reference("strategy=zero2", processes=2)
