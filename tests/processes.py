@@ -87,18 +87,6 @@ def assert_alone(process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def ranks(process: subprocess.Popen[bytes]) -> dict[int, int]:
-    """The processes that train, by rank; of several launched ones."""
-    found = {}
-    for pid in workers(process.pid):
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found |= {int(v.removeprefix(b"RANK=")): pid for v in environment if v.startswith(b"RANK=")}
-    return found
-
-
 def workers(session: int) -> list[int]:
     """Processes of the session that are alive; what has ended and waits to be reaped is not."""
     alive = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
-from tests.processes import DEADLINE_S, assert_alone, finish, launch
+from tests.processes import DEADLINE_S, assert_alone, finish, launch, wait_until
 
 STEPS, EVERY, BATCH = 12, 3, 8
 """The run's length, its steps between checkpoints, and the samples of a step."""
@@ -20,8 +21,6 @@ INJECT = Path(__file__).with_name("inject")
 EXACT = ("step", "loss", "grad_norm", "lr", "epoch", "samples_seen", "phase")
 """What is the same to the last digit in a run that nothing befalls."""
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
-REFUSED = 2
-"""The exit code after a user's mistake."""
 
 Fault = dict[str, Any]
 
@@ -83,13 +82,35 @@ class Scene:
         assert code != 0, self.said[-4000:]
         return code
 
+    def until_step(self, process: subprocess.Popen[bytes], step: int) -> None:
+        """Wait until so many steps are done."""
+        there = self.run / "status.json"
+        wait_until(process, lambda: there.exists() and self.status["step"] >= step, self.log)
+
+    def at(self, what: str, step: int, saved: int, **more: Any) -> Fault:
+        """A fault of a step, which waits for a checkpoint that is being written in the background."""
+        return {"what": what, "steps": [step], "once": str(checkpoint(self.run, saved)), **more}
+
     def refused(self, *overrides: str) -> str:
         """Start the command, which has to end with a sentence and no traceback of the product's; the sentence."""
         before = len(self.said) if self.log.exists() else 0
         self.fail(*overrides)
-        (sentence,) = [line for line in self.said[before:].splitlines() if line.startswith("error: ")]
-        assert "finetune/train.py" not in self.said[before:]
+        said = self.said[before:]
+        assert "finetune/train.py" not in said
+        (sentence,) = sentences(said)
         return sentence
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the command has said of the user's mistakes, over all starts."""
+        return sentences(self.said)
+
+    def go_on_from(self, run: Path, step: int) -> None:
+        """Make this run a copy of another one of which nothing was saved after a step."""
+        shutil.copytree(run, self.run)
+        for later in (saved for saved in self.saved if saved > step):
+            shutil.rmtree(checkpoint(self.run, later))
+        (self.checkpoints / "latest").write_text(f"step-{step:08d}")
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """What has happened, of a kind."""
@@ -121,6 +142,11 @@ class Scene:
 def checkpoint(run: Path, step: int) -> Path:
     """The folder of a checkpoint."""
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def sentences(said: str) -> list[str]:
+    """The lines by which the command tells of the user's mistakes."""
+    return [line for line in said.splitlines() if line.startswith("error: ")]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ Python imports this file at its start where its folder is on PYTHONPATH. LONGHAU
 says what happens (`what`, one of those below) and when: in the forward pass of some `steps`, as metrics.jsonl counts
 them, and of one of their micro-batches (`micro_batch`), or when a file whose path fits the pattern `sync` is about to
 be made durable, or when a function is called (`call`, as module:Class.function). `rank` restricts it to one rank, and
-`attempt` to one of the launcher's restarts (the first unless said otherwise; null is all of them).
+`attempt` to one of the launcher's restarts (the first unless said otherwise; null is all of them); `once` is a path
+that has to be there first, for which it is waited.
 """
 
 import errno
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +51,8 @@ def due() -> list[dict[str, Any]]:
 def happen(fault: dict[str, Any], descriptor: int | None = None) -> None:
     """What befalls a process at a point. `descriptor` is that of the file which is about to be made durable."""
     what = fault["what"]
+    while "once" in fault and not Path(fault["once"]).exists():
+        time.sleep(0.02)
     if what == "cut short and killed":
         assert descriptor is not None
         os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
@@ -139,7 +143,7 @@ def patch_sync() -> None:
 
     def fsync(descriptor: Any) -> None:
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-        path = os.readlink(f"/proc/self/fd/{number}")
+        path = str(Path(f"/proc/self/fd/{number}").readlink())
         for fault in FAULTS:
             if here(fault) and fnmatch.fnmatch(path, fault.get("sync", "")):
                 happen(fault, number)
