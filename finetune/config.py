@@ -15,13 +15,14 @@ from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.shapes import PlanSettings
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
+from finetune.health.config import HealthConfig
 from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
 from finetune.redact import redacted
-from finetune.strategy import StrategyConfig
+from finetune.strategy import DIVIDED, StrategyConfig
 
 RESUME = ("auto", "never")
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
@@ -37,8 +38,16 @@ class RunConfig:
     """Where runs' folders are made."""
     seed: int = 0
     """Every random choice of the run is a function of this."""
+    accept_changes: bool = False
+    """Go on from a checkpoint though the recipe has changed since in what it trains; see operating.md."""
+    max_crashes_at_step: int = 3
+    """A run that has died so many times in the same step is not started again; 0 always starts it."""
 
     def __post_init__(self) -> None:
+        if self.max_crashes_at_step < 0:
+            raise UserError(
+                f"run.max_crashes_at_step is {self.max_crashes_at_step}: use a number above 0, or 0 for no limit"
+            )
         if self.name == MISSING:
             return
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
@@ -79,6 +88,7 @@ class Config:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     resume: str = "auto"
     """auto goes on from the run's last checkpoint where there is one; with never, a run that has one is an error."""
 
@@ -124,7 +134,10 @@ def check(config: Config, world: int) -> None:
         UserError: they do not fit together.
     """
     if world > 1 and config.strategy.name == "single":
-        raise UserError(f"strategy=single trains in one process but {world} were started: use strategy=zero2")
+        raise UserError(
+            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds all, "
+            "or strategy=zero2"
+        )
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:
@@ -164,10 +177,10 @@ def _check_shared(global_batch: int, micro_batch: int, world: int) -> None:
 
 
 def _check_sharded(optimizer: str, strategy: str) -> None:
-    if strategy != "single" and optimizer in UNSHARDABLE:
+    if strategy in DIVIDED and optimizer in UNSHARDABLE:
         raise UserError(
             f"optim.name={optimizer} cannot train under strategy={strategy}: {UNSHARDABLE[optimizer]}; use "
-            "strategy=single or another optimizer"
+            "strategy=ddp or another optimizer"
         )
 
 

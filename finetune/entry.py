@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from finetune.errors import RankError, UserError
+from finetune.errors import Preempted, RankError, UserError
+from finetune.parent import follow_the_launcher
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -13,18 +14,32 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 LOGGERS = ("bitsandbytes", "torch.distributed.run")
+MISTAKEN, PREEMPTED, INTERRUPTED = 2, 75, 130
+"""Exit codes; the second is EX_TEMPFAIL of sysexits.h."""
 
 
 def enter(command: Callable[[], None]) -> None:
-    """Run a command. A mistake of the user's ends it with one sentence on stderr, once per node, and exit code 2."""
+    """Run a command. A mistake of the user's ends it with one sentence on stderr, once per node, and exit code 2; a
+    request to stop that was followed, likewise with 75; one that comes while there is nothing to save, with 130."""
+    follow_the_launcher()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         command()
+    except Preempted as error:
+        if _is_first_on_node():
+            print(error, file=sys.stderr)
+        sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
+        if _is_first_on_node() or isinstance(error, RankError):
             # OmegaConf appends lines of its own to what a dataclass raises.
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+            print(f"error: {str(error).splitlines()[0]}", *error.details, sep="\n  ", file=sys.stderr)
+        sys.exit(MISTAKEN)
+
+
+def _is_first_on_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

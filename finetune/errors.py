@@ -1,4 +1,6 @@
-"""The two ways in which a run is told to stop: a user's mistake, and data that cannot be trusted."""
+"""What ends a run on purpose, a mistake of the user's or a request to stop, and what ends the use of a sample."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -7,9 +9,25 @@ class UserError(Exception):
     The entry points print it without a traceback and exit with code 2.
     """
 
+    def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+        """A mistake.
+
+        Args:
+            details: lines to be printed below the sentence.
+        """
+        super().__init__(message)
+        self.details = details
+
 
 class RankError(UserError):
     """A mistake that only one rank meets, which is why that rank has to say it."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state; the message is one sentence.
+
+    The entry points print it without a traceback and exit with code 75 (EX_TEMPFAIL): start the same command again.
+    """
 
 
 class DataFault(Exception):

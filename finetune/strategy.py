@@ -4,16 +4,19 @@ from dataclasses import dataclass
 
 from finetune.errors import UserError
 
-STRATEGIES = ("single", "zero1", "zero2")
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
+DIVIDED = ("zero1", "zero2", "zero3")
+"""Strategies under which every rank steps a share of the parameters."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass
 class StrategyConfig:
-    """One process, or DeepSpeed ZeRO over as many as are launched."""
+    """One process, or as many as are launched: copies of one another (ddp), or DeepSpeed ZeRO."""
 
     name: str = "zero2"
-    """single, zero1 (optimizer state sharded) or zero2 (gradients too)."""
+    """single (one process), ddp (every process holds all), zero1 (optimizer state sharded), zero2 (gradients too) or
+    zero3 (weights too)."""
     precision: str = "bf16"
     """fp32, or autocast over fp32 weights: bf16, or fp16 with dynamic loss scaling for GPUs without bf16."""
     timeout_s: int = 1800

@@ -53,8 +53,9 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.distributed = Distributed(config.strategy)
-        self.damaged: list[str] = []
-        self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint.keep, self.distributed)
+        self.found: list[tuple[str, str]] = []
+        channel = self.distributed.side_channel()
+        self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint, channel)
         self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, self.distributed)
         self.checkpoint = self.find_checkpoint()
         self.take_up_data()
@@ -81,7 +82,7 @@ class Run:
 
     def find_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint of the run. Raises UserError where there is one and resume=never."""
-        checkpoint = self.store.newest(self.damaged.append)
+        checkpoint = self.store.newest(lambda kind, sentence: self.found.append((kind, sentence)))
         if checkpoint and self.config.resume == "never":
             raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
         return checkpoint
@@ -149,9 +150,9 @@ class Run:
         if advice := self.objective.neglect:
             watch.event("objective", advice=advice)
             watch.say(f"loss     {advice}")
-        for sentence in self.damaged:
-            watch.event("damaged checkpoint", reason=sentence)
-            watch.say(f"passed over a damaged checkpoint: {sentence}")
+        for kind, sentence in self.found:
+            watch.event(kind, reason=sentence)
+            watch.say(f"{kind}: {sentence}")
         return watch
 
     def fit(self, start: int, watch: Watch | None) -> None:
@@ -178,7 +179,8 @@ class Run:
         began = time.perf_counter()
         loss, waited_s = self.accumulate(batches, bad)
         rates = self.engine.rates(self.phases.at(step), step, self.phases.total_steps)
-        grad_norm = self.distributed.step(list(rates.values()))
+        grad_norm = self.distributed.gradient_norm()
+        self.distributed.step(list(rates.values()))
         done, total = step + 1, self.phases.total_steps
         if watch:
             values = self.metrics(step, loss, grad_norm, rates)
@@ -266,7 +268,9 @@ class Run:
         if self.checkpoint is None or self.checkpoint.step != done:
             journal = self.feed.journal.to_plain()
             meta = {"identity": self.feed.identity(done), "journal": journal, "packages": package_versions()}
-            self.checkpoint = self.store.save(done, self.distributed.state(), meta)
+            self.store.save(done, self.distributed.state(), meta)
+            self.checkpoint = self.store.wait()
+            assert self.checkpoint
             if watch:
                 watch.saved(done, self.checkpoint.folder)
         return self.checkpoint

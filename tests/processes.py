@@ -98,3 +98,21 @@ def workers(session: int) -> list[int]:
         if int(owner) == session and state != "Z":
             alive.append(int(stat.parent.name))
     return alive
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def ends(pid: int, within_s: float) -> bool:
+    """Whether a process has ended within so many seconds."""
+    deadline = time.monotonic() + within_s
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

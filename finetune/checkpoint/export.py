@@ -1,19 +1,21 @@
 """From trained parts to what others load: a diffusers folder that diffusers' own pipeline samples rightly, or one
-`.safetensors` file in the original layout."""
+`.safetensors` file in the original layout. Weights are written one tensor at a time."""
 
 import copy
 import re
 from pathlib import Path
 from typing import TypeAlias
 
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors.torch import save_file
-from transformers import CLIPTextModel
+from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, StableDiffusionXLPipeline
+from transformers import PreTrainedModel
 
+from finetune.checkpoint.model_spec import About, header, markers
 from finetune.diffusion.config import DiffusionConfig
 from finetune.model.config import ModelConfig
-from finetune.model.families import Components
+from finetune.model.families import PARTS, Components
 from finetune.model.single_file import save_single_file
+from finetune.model.stream import write_tensors
+from finetune.model.weights import InMemory, Weights
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -37,7 +39,6 @@ OTHER = """Diffusers counts SDXL's from the penultimate layer, hence the `clip_s
 the prompt alone: what leads away, give as `negative_prompt_embeds` of the same layer. Set `model.clip_skip={ours}` to
 finetune this model further."""
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
-MODEL_SPEC_PREDICTIONS = ("v", "epsilon")
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 TEXT_ENCODER_PREFIX = "text_model."
@@ -76,39 +77,56 @@ def build_pipeline(components: Components, diffusion: DiffusionConfig) -> Pipeli
     return pipeline
 
 
-def export(pipeline: Pipeline, folder: Path, *, model: ModelConfig, steps: int) -> Path:
+def export(pipeline: Pipeline, folder: Path, *, model: ModelConfig, steps: int, weights: Weights | None = None) -> Path:
     """Write a pipeline as a diffusers folder with safetensors weights and a card that says how to sample.
 
     The layers that clip skip passes over are left out, so that the folder samples as it was trained without being told;
-    of SDXL they stay, since its pooled output needs them, and the card tells the clip skip.
+    of SDXL they stay, since its pooled output needs them, and the card tells the clip skip. The index comes last, and
+    without it nobody takes a folder for a pipeline.
+
+    Args:
+        steps: optimizer steps.
+        weights: None takes the pipeline's own in fp32.
+
+    Raises:
+        UserError: a weight cannot be had, or does not fit into its type.
     """
+    parts = {name: part for name, part in pipeline.components.items() if name in PARTS}
+    weights = weights or InMemory(parts)
     sdxl = isinstance(pipeline, StableDiffusionXLPipeline)
     clip_skip = model.clip_skip_of(1 + sdxl)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    _save_text_encoder(pipeline.text_encoder, folder / "text_encoder", skipped=0 if sdxl else clip_skip - 1)
+    for name, part in pipeline.components.items():
+        if isinstance(part, ModelMixin):
+            part.save_config(folder / name)
+            _save_weights(weights, name, folder / name / "diffusion_pytorch_model.safetensors")
+        elif name in PARTS:
+            _save_text_encoder(weights, name, folder / name, skipped=0 if sdxl else clip_skip - 1)
+        elif part is not None:
+            part.save_pretrained(folder / name)
     (folder / "README.md").write_text(_card(pipeline, sdxl, clip_skip, steps), encoding="utf-8")
+    pipeline.save_config(folder)
     return folder
 
 
-def export_file(components: Components, diffusion: DiffusionConfig, path: Path, *, steps: int) -> Path:
+def export_file(
+    components: Components, diffusion: DiffusionConfig, path: Path, *, about: About, weights: Weights | None = None
+) -> Path:
     """Write the parts as one `.safetensors` file; text encoders keep all layers, since other programs skip the last
     ones by themselves.
 
-    The header says how to sample: `longhaul.scheduler` is the configuration of diffusers' DDIMScheduler as JSON,
-    `longhaul.clip_skip` the layer counted from the last, `modelspec.prediction_type` what is predicted where the SAI
-    model spec has a name for it. SDXL's file has the markers by which others know.
+    The header says how to sample (model_spec): `longhaul.scheduler` is the configuration of diffusers' DDIMScheduler as
+    JSON, `longhaul.clip_skip` the layer counted from the last. SDXL's file has the markers by which others know.
+
+    Args:
+        about: where the model comes from.
+        weights: None takes the components' own in fp32.
+
+    Raises:
+        UserError: a weight cannot be had, or does not fit into its type.
     """
-    metadata = {
-        "longhaul.steps": str(steps),
-        "longhaul.clip_skip": str(components.prompt_encoder.clip_skip),
-        "longhaul.scheduler": sampling_scheduler(diffusion).to_json_string(),
-    }
-    if diffusion.prediction in MODEL_SPEC_PREDICTIONS:
-        metadata["modelspec.prediction_type"] = diffusion.prediction
-    markers = []
-    if len(components.tokenizers) > 1 and diffusion.prediction == "v":
-        markers = ["v_pred", "ztsnr"] if diffusion.zero_terminal_snr else ["v_pred"]
-    save_single_file(components.modules, path, metadata, markers)
+    metadata = header(components, diffusion, sampling_scheduler(diffusion), about)
+    weights = weights or InMemory(components.modules)
+    save_single_file(weights, path, metadata, markers(components, diffusion))
     return path
 
 
@@ -130,14 +148,29 @@ def _card(pipeline: Pipeline, sdxl: bool, clip_skip: int, steps: int) -> str:
     )
 
 
-def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path, skipped: int) -> None:
-    layers = text_encoder.config.num_hidden_layers - skipped
-    config = copy.deepcopy(text_encoder.config)
-    config.num_hidden_layers = layers
+def _save_text_encoder(weights: Weights, key: str, folder: Path, skipped: int) -> None:
+    encoder = weights.parts[key]
+    assert isinstance(encoder, PreTrainedModel)
+    config = copy.deepcopy(encoder.config)
+    config.num_hidden_layers -= skipped
+    config.architectures = [type(encoder).__name__]
+    config.dtype = weights.dtype
     config.save_pretrained(folder)
-    weights = {
-        TEXT_ENCODER_PREFIX + name: weight.detach().cpu().contiguous()
-        for name, weight in text_encoder.state_dict().items()
-        if not (part := LAYER.match(name)) or int(part[1]) < layers
+    _save_weights(weights, key, folder / "model.safetensors", TEXT_ENCODER_PREFIX, config.num_hidden_layers)
+
+
+def _save_weights(weights: Weights, key: str, path: Path, prefix: str = "", layers: int | None = None) -> None:
+    """Write a part's weights.
+
+    Args:
+        prefix: with which names begin in the file.
+        layers: of a text encoder, how many are written.
+    """
+    tensors = weights.parts[key].state_dict()
+    names = {
+        name if name.startswith((prefix, "text_projection.")) else prefix + name: name
+        for name in tensors
+        if not (part := LAYER.search(name)) or layers is None or int(part[1]) < layers
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shapes = {stored: tensors[name].shape for stored, name in names.items()}
+    write_tensors(path, shapes, lambda stored: weights.read(key, names[stored]), weights.dtype, {})

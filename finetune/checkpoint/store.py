@@ -1,201 +1,271 @@
-"""Checkpoints on disk: written whole or not at all, verified before a byte is loaded.
+"""Checkpoints on disk: written in the background, whole or not at all, verified before a byte is loaded.
 
-    checkpoints/step-00000500/rank-00000.pt, …   one state per rank
-                              manifest.json      step, world, sizes and SHA-256 of all files, and the run's own notes
-                latest                           name of the newest, replaced last
-
-All ranks write into `step-N.tmp/`; only when every file is on the disk does rank 0 write the manifest and give the
-folder its name, so a kill at any moment leaves the checkpoint before it.
+checkpoints/step-00000500/rank-00000.pt, …   one state per rank
+                          manifest.json      step, world, sizes and SHA-256 of all files, and the run's own notes
+            latest                           name of the newest, replaced last
 """
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-import torch
-
-from finetune.data.index import file_sha256
+from finetune.checkpoint.background import in_background
+from finetune.checkpoint.config import CheckpointConfig
+from finetune.checkpoint.files import GIB, disk_faults, free_bytes
+from finetune.checkpoint.manifest import Checkpoint, Marks, find, finished, newest_checkpoint, read_manifest, readable
+from finetune.checkpoint.mirror import Mirror, fetch_newest
+from finetune.checkpoint.retention import retained
+from finetune.checkpoint.search import Report, go_on_from, remove_unfinished, search, set_aside_before
+from finetune.checkpoint.together import Ranks, on_all, on_main
+from finetune.checkpoint.uploads import Upload, Uploads
+from finetune.checkpoint.writer import UNFINISHED, check_shared, discard, state_bytes, write_checkpoint
 from finetune.errors import UserError
 
-LATEST = "latest"
-MANIFEST = "manifest.json"
-NAME = re.compile(r"step-(\d{8,})")
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "Marks",
+    "Ranks",
+    "Saved",
+    "Upload",
+    "find",
+    "finished",
+    "newest_checkpoint",
+    "state_bytes",
+]
 
 
-class Ranks(Protocol):
-    """What the store needs to know of the processes."""
+class Saved(NamedTuple):
+    """A checkpoint that has been written."""
 
-    rank: int
-    is_main: bool
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose manifest has been read."""
-
-    folder: Path
-    step: int
-    """Optimizer steps done."""
-    world: int
-    """Ranks that saved it."""
-    meta: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-
-    @property
-    def ranks(self) -> tuple[Callable[[int], dict[str, Any]], int]:
-        """What reads a rank's state, and how many there are."""
-        return self.read, self.world
-
-    def read(self, rank: int) -> dict[str, Any]:
-        """The state that a rank saved, mapped from the file; nothing but tensors and plain values is unpickled."""
-        state: dict[str, Any] = torch.load(
-            self.folder / _rank_file(rank), weights_only=True, mmap=True, map_location="cpu"
-        )
-        return state
-
-    def damage(self) -> str | None:
-        """What is wrong with its files; None where sizes and hashes are those of the manifest."""
-        for name, expected in self.files.items():
-            path = self.folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"] or file_sha256(path) != expected["sha256"]:
-                return f"{name} is not as it was written"
-        return None
+    checkpoint: Checkpoint
+    seconds: float
+    """From handing the state over until it was on the disk under its name."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. All ranks call `save`, `wait`, `newest`, `rollback` and `check_room` in one order."""
 
-    def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
-        self._folder = folder
-        self._keep = keep
-        self._ranks = ranks
-
-    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Checkpoint:
-        """Write a checkpoint of all ranks, each calling this with its own state, and prune the oldest."""
-        final = self._folder / f"step-{step:08d}"
-        temporary = final.with_suffix(".tmp")
-        if self._ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self._ranks.barrier()
-
-        name = _rank_file(self._ranks.rank)
-        with (temporary / name).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        size = (temporary / name).stat().st_size
-        written = self._ranks.gather((name, {"size": size, "sha256": file_sha256(temporary / name)}))
-
-        if self._ranks.is_main:
-            manifest = {"step": step, "world": len(written), "files": dict(written), "meta": meta}
-            _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1))
-            _sync_folder(temporary)
-            if final.exists():  # damaged, or else the run would have resumed from it
-                final.rename(_aside(final))
-            temporary.rename(final)
-            _sync_folder(self._folder)
-            _write_durably(self._folder / f"{LATEST}.tmp", final.name)
-            (self._folder / f"{LATEST}.tmp").replace(self._folder / LATEST)
-            _sync_folder(self._folder)
-            self._prune()
-        self._ranks.barrier()
-        return _opened(final)
-
-    def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where the run has none yet. All ranks get the same.
+    def __init__(self, folder: Path, config: CheckpointConfig, ranks: Ranks) -> None:
+        """Nothing is read or written yet.
 
         Args:
-            report: told, on rank 0, of every damaged one that is passed over.
+            folder: RUN/checkpoints; copies go to RUN/checkpoints below `config.upload`.
+            ranks: a channel of the store's own, which it uses in whichever thread.
+        """
+        self._folder = folder
+        self._config = config
+        self._ranks = ranks
+        self._writing: Future[Checkpoint] | None = None
+        self._newest: Checkpoint | None = None
+        self._completed: deque[Saved] = deque()
+        self._held: set[int] = set()
+        self._loading: int | None = None
+        """The step of what was found last, until something is saved after it."""
+        self._pruning = threading.Lock()
+        self._mirror: Mirror | None = None
+        self._uploads: Uploads | None = None
+        if config.upload and ranks.is_main:
+            self._mirror = Mirror(f"{config.upload.rstrip('/')}/{folder.parent.name}/{folder.name}")
+            self._uploads = Uploads(folder, self._mirror, config, self._prune)
+
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], marks: Marks | None = None) -> None:
+        """Write a checkpoint in the background, each rank its own state; waits first for the one before.
+
+        Args:
+            step: steps of the plan that have been consumed.
+            state: on the CPU, and nobody else's from now on.
+            meta: the run's notes, plain values; those of rank 0 count.
+            marks: why this one may be worth keeping.
 
         Raises:
-            UserError: there are checkpoints and all of them are damaged.
+            UserError, OSError: the one before could not be written.
         """
-        verdict = self._ranks.gather(self._judge() if self._ranks.is_main else None)[0]
-        name, damaged = verdict
-        for sentence in damaged if self._ranks.is_main else ():
-            report(sentence)
-        if name is None and damaged:
+        self.wait()
+        self._loading = None
+        json.dumps(meta)  # a mistake in the notes comes up here
+        began = time.perf_counter()
+
+        def job() -> Checkpoint:
+            checkpoint = write_checkpoint(self._folder, self._ranks, step, state, meta, marks or Marks())
+            self._completed.append(Saved(checkpoint, time.perf_counter() - began))
+            on_main(self._ranks, lambda: self._written(step))
+            return checkpoint
+
+        self._writing = in_background("checkpoint", job)
+
+    def wait(self) -> Checkpoint | None:
+        """Wait for the last save; the newest checkpoint that this process has saved.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+            OSError: another fault, or one on another rank.
+        """
+        if self._writing:
+            writing, self._writing = self._writing, None
+            self._newest = writing.result()
+        return self._newest
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save has failed, which `wait` raises; does not wait. Ranks may learn of it at different
+        moments."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def completed(self) -> list[Saved]:
+        """What has been written since this was asked last; does not wait."""
+        return [self._completed.popleft() for _ in range(len(self._completed))]
+
+    def uploads(self) -> list[Upload]:
+        """On rank 0, what has come of copies to `checkpoint.upload` since this was asked last; does not wait."""
+        return self._uploads.outcomes() if self._uploads else []
+
+    def drain(self) -> None:
+        """Wait until what has been saved is copied to `checkpoint.upload`, or that has failed."""
+        self.wait()
+        if self._uploads:
+            self._uploads.drain()
+
+    def hold(self, step: int) -> None:
+        """Keep a checkpoint, whatever the settings say, until it is released."""
+        with self._pruning:
+            self._held.add(step)
+
+    def release(self, step: int) -> None:
+        """Undo `hold`; the next save may remove the checkpoint."""
+        with self._pruning:
+            self._held.discard(step)
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Check that the folder can be written, is one for all ranks, and has room for two checkpoints; for one where
+        each one that is saved makes another go.
+
+        Args:
+            needed_bytes: of a checkpoint, over all ranks.
+
+        Raises:
+            UserError: it cannot, is not, or has not.
+        """
+        what = "a checkpoint"
+
+        def make() -> None:
+            with disk_faults(self._folder, what, needed_bytes):
+                self._folder.mkdir(parents=True, exist_ok=True)
+
+        def probe() -> None:
+            check_shared(self._folder, self._ranks)
+            with disk_faults(self._folder, what, needed_bytes), tempfile.TemporaryFile(dir=self._folder):
+                pass
+
+        def measure() -> None:
+            there, free = len(finished(self._folder)), free_bytes(self._folder)
+            more = 1 if there >= self._config.keep else 2
+            if free < more * needed_bytes:
+                raise UserError(
+                    f"{self._folder} has {free / GIB:.2f} GiB of room, and a checkpoint takes {needed_bytes / GIB:.2f} "
+                    f"GiB: there has to be room for {more} beside the {there} that lie there; make room, or set "
+                    "run.folder to another disk"
+                )
+
+        on_main(self._ranks, make)
+        on_all(self._ranks, probe)
+        on_main(self._ranks, measure)
+
+    def newest(self, report: Report) -> Checkpoint | None:
+        """The newest checkpoint that is whole, on all ranks the same; None where the run has none yet.
+
+        What a kill has left unfinished is removed, and what is damaged is set aside for the one before it. A copy is
+        fetched from `checkpoint.upload` where the run has no whole checkpoint or a damaged one, and the copy is newer
+        than what is whole.
+
+        Args:
+            report: told on rank 0 of what is passed over or fetched.
+
+        Raises:
+            UserError: there are checkpoints and all of them are damaged, or there may be copies that cannot be read.
+        """
+        self.wait()
+        on_main(self._ranks, lambda: remove_unfinished(self._folder))
+        found, damaged = search(self._folder, self._ranks)
+        if self._config.upload and (damaged or found is None):
+            found = self._fetched(found, report)
+        return self._go_on_from(found, damaged, report)
+
+    def rollback(self, before: int, report: Report) -> Checkpoint:
+        """The newest checkpoint of a step up to `before` that is whole, on all ranks the same.
+
+        Args:
+            before: steps of the plan.
+            report: told on rank 0 of what is passed over.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.wait()
+        with self._pruning:
+            found, damaged = search(self._folder, self._ranks, before)
+            found = self._go_on_from(found, damaged, report)
+        if found is None:
             raise UserError(
-                f"no checkpoint in {self._folder} can be used ({'; '.join(damaged)}): restore one from a copy, or "
-                "start another run with another run.name"
+                f"{self._folder} holds no checkpoint of step {before:,} or before: raise checkpoint.keep so that "
+                "one is kept, or start another run with another run.name"
             )
-        return _opened(self._folder / name) if name else None
+        return found
 
-    def _judge(self) -> tuple[str | None, list[str]]:
-        """The newest whole checkpoint's name, and what is wrong with those after it."""
-        damaged: list[str] = []
-        for folder in reversed(finished(self._folder)):
-            try:
-                wrong = _opened(folder).damage()
-            except (OSError, ValueError, KeyError) as error:
-                wrong = f"{MANIFEST} cannot be read: {error}"
-            if wrong is None:
-                return folder.name, damaged
-            damaged.append(f"{folder.name}: {wrong}")
-        return None, damaged
+    def _fetched(self, found: Checkpoint | None, report: Report) -> Checkpoint | None:
+        """What has been found, or a newer copy."""
 
-    def _prune(self) -> None:
-        for folder in finished(self._folder)[: -self._keep]:
-            shutil.rmtree(folder)
+        def fetch() -> str | None:
+            return (
+                fetch_newest(self._mirror, self._folder, found.step if found else None, report)
+                if self._mirror
+                else None
+            )
 
+        name = on_main(self._ranks, fetch)
+        return read_manifest(self._folder / name) if name else found
 
-def finished(folder: Path) -> list[Path]:
-    """The checkpoints that have their final name, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
+    def _go_on_from(self, found: Checkpoint | None, damaged: dict[str, str], report: Report) -> Checkpoint | None:
+        """Tidy up around what has been found, which stays until something is saved after it."""
 
+        def settle() -> None:
+            if found:
+                go_on_from(found, damaged, report)
+            elif useless := damaged | set_aside_before(self._folder):
+                told = "; ".join(f"{name}: {wrong}" for name, wrong in useless.items())
+                raise UserError(
+                    f"no checkpoint in {self._folder} can be used ({told}): restore one from a copy, or start another "
+                    "run with another run.name"
+                )
 
-def newest_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint that `latest` names, for tools that read a run from outside. Raises UserError if there is none."""
-    try:
-        return _opened(folder / (folder / LATEST).read_text(encoding="utf-8").strip())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no finished checkpoint: give the folder of a run that has saved one"
-        ) from error
+        on_main(self._ranks, settle)
+        self._loading = found.step if found else None
+        return found
 
+    def _written(self, step: int) -> None:
+        """What follows on rank 0 when a checkpoint lies there."""
+        self._prune(-1 if self._uploads else step)
+        if self._uploads:
+            self._uploads.wake()
 
-def _opened(folder: Path) -> Checkpoint:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return Checkpoint(folder, manifest["step"], manifest["world"], manifest["meta"], manifest["files"])
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05d}.pt"
-
-
-def _aside(folder: Path) -> Path:
-    """A free name under which a damaged checkpoint is kept."""
-    number = 1
-    while (path := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
-        number += 1
-    return path
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _prune(self, copied: int) -> None:
+        """Remove what no setting asks for up to the step `copied`; what is newer, and so perhaps not copied yet, only
+        where there would be no room for two more."""
+        with self._pruning:
+            there = readable(self._folder)
+            tight = bool(there) and free_bytes(self._folder) < 2 * there[-1].size
+            kept = retained(there, self._config) | self._held | {self._loading}
+            gone = [
+                checkpoint.folder.rename(
+                    checkpoint.folder.with_suffix(UNFINISHED)
+                )  # so that there is never half of one
+                for checkpoint in there
+                if checkpoint.step not in kept and (checkpoint.step <= copied or tight)
+            ]
+        for folder in gone:
+            discard(folder)

@@ -1,14 +1,19 @@
 """The journal: what in a run's data is not a function of the step alone.
 
-Append-only, saved in every checkpoint: from which epoch on which edition of the data holds, and from which step on
-which samples are excluded. The steps are a pure function of (recipe, journal).
+Append-only, saved in every checkpoint: from which epoch on which edition of the data holds, from which step on which
+samples are replaced, and which steps changed nothing because they were bad. The steps are a pure function of (recipe,
+journal).
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 from finetune.errors import UserError
+
+EXCLUDED, QUARANTINED = "excluded", "quarantined"
+"""Why a sample is replaced that could be used: the recipe wants it so, or the run has found it to be harmful."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,51 @@ class Exclusion:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """Samples that are replaced from a step on for the rest of the run, beside those before them."""
+
+    step: int
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step, counted from 0, that was consumed without an update."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A rollback: the weights are those after `step` steps again, and the steps from there up to `to` were consumed
+    without leaving anything in them."""
+
+    step: int
+    to: int
+    first_bad: int
+    """The first of the bad steps in a row that led to it."""
+
+
+@dataclass(frozen=True)
 class Journal:
     """The history of a run's data."""
 
     editions: tuple[Edition, ...]
     exclusions: tuple[Exclusion, ...] = ()
+    quarantines: tuple[Quarantine, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    jumps: tuple[Jump, ...] = ()
 
     @property
     def current(self) -> Mapping[str, SourceState]:
         """What the newest edition holds."""
         return self.editions[-1].sources
 
-    def excluded(self, step: int) -> frozenset[int]:
-        """The samples that are replaced at a step."""
-        begun = [exclusion for exclusion in self.exclusions if exclusion.step <= step]
-        return frozenset(begun[-1].samples) if begun else frozenset()
+    def excluded(self, step: int) -> dict[int, str]:
+        """The samples that are replaced at a step, each with the reason: EXCLUDED or QUARANTINED."""
+        begun = [quarantine.samples for quarantine in self.quarantines if quarantine.step <= step]
+        return dict.fromkeys(chain(*begun), QUARANTINED) | dict.fromkeys(self._recipe_excludes(step), EXCLUDED)
 
     def with_edition(self, edition: Edition) -> "Journal":
         """The journal in which an edition takes the place of those that would begin no earlier."""
@@ -63,9 +98,21 @@ class Journal:
 
     def with_exclusion(self, exclusion: Exclusion) -> "Journal":
         """The journal with an exclusion, unless it changes nothing."""
-        if self.excluded(exclusion.step) == frozenset(exclusion.samples):
+        if self._recipe_excludes(exclusion.step) == frozenset(exclusion.samples):
             return self
         return replace(self, exclusions=(*(e for e in self.exclusions if e.step < exclusion.step), exclusion))
+
+    def with_quarantine(self, quarantine: Quarantine) -> "Journal":
+        """The journal with further samples that are replaced."""
+        return replace(self, quarantines=(*self.quarantines, quarantine))
+
+    def with_skip(self, skip: Skip) -> "Journal":
+        """The journal with a step that was bad."""
+        return replace(self, skips=(*self.skips, skip))
+
+    def with_jump(self, jump: Jump) -> "Journal":
+        """The journal with a rollback."""
+        return replace(self, jumps=(*self.jumps, jump))
 
     def to_plain(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -78,8 +125,17 @@ class Journal:
             Edition(e["epoch"], {name: SourceState(**state) for name, state in e["sources"].items()})
             for e in plain["editions"]
         ]
-        exclusions = [Exclusion(e["step"], tuple(e["samples"])) for e in plain["exclusions"]]
-        return cls(tuple(editions), tuple(exclusions))
+        return cls(
+            tuple(editions),
+            tuple(Exclusion(e["step"], tuple(e["samples"])) for e in plain["exclusions"]),
+            tuple(Quarantine(q["step"], tuple(q["samples"])) for q in plain["quarantines"]),
+            tuple(Skip(**skip) for skip in plain["skips"]),
+            tuple(Jump(**jump) for jump in plain["jumps"]),
+        )
+
+    def _recipe_excludes(self, step: int) -> frozenset[int]:
+        begun = [exclusion for exclusion in self.exclusions if exclusion.step <= step]
+        return frozenset(begun[-1].samples) if begun else frozenset()
 
 
 def check_growth(name: str, before: SourceState, after: SourceState, chain: list[str], on_change: str) -> None:

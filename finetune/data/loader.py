@@ -4,9 +4,10 @@ A map-style dataset over micro-batches: workers hold no state, so nothing that w
 number of workers gives the same batches. Every choice for a draw comes from a counter-based stream of its own.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from finetune.data.preparer import BadSample, Preparer
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
+from finetune.parent import serve, signals_held_back
 
 
 class Tokenizer(Protocol):
@@ -203,6 +205,8 @@ def shared(parts: list[Tensor]) -> Tensor:
 def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bool) -> Iterator[Batch]:
     """Micro-batches in the plan's order, prepared ahead by worker processes, which start at once.
 
+    The workers end with this process and when the iterator goes, and are deaf to signals that ask a run to stop.
+
     Raises:
         UserError: the data has to be mended first; when the batch is taken that cannot be prepared.
     """
@@ -212,8 +216,11 @@ def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bo
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
         pin_memory=pin,
+        worker_init_fn=partial(serve, os.getpid()),
+        multiprocessing_context="fork" if config.workers else None,
     )
-    return map(_or_raise, iter(loader))
+    with signals_held_back():
+        return map(_or_raise, iter(loader))
 
 
 def _or_raise(batch: Batch | UserError) -> Batch:

@@ -199,6 +199,13 @@ class Plan:
             yield from ((epoch, w) for w in range(window, self.window_count(epoch)))
             epoch, window = epoch + 1, 0
 
+    def after_window(self, step: int) -> int:
+        """The first step that holds no micro-batch of the window which emits a step's last one, nor of any before."""
+        number = self._chapter_of_step(step)
+        _, epoch, window = self._locate(self._place(step) + self._per_step(number) - 1)
+        emitted = int(self._emissions(number, epoch)[window + 1]) - self._first_places[number]
+        return self._first_steps[number] - -emitted // self._per_step(number)
+
     def window_count(self, epoch: int) -> int:
         """Windows of an epoch."""
         return len(self._layout(self._chapter(epoch)).epoch(epoch).drawn) - 1

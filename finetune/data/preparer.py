@@ -1,7 +1,7 @@
 """From a draw to its picture and prompt. Every choice for a draw comes from a counter-based stream of its own, so it
 never matters who prepares it, or when. What looks at a run from outside uses this too, and needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from finetune.errors import DataFault, UserError
 from finetune.redact import redacted
 
 NEAR_TRIED, FAR_TRIED, SCANNED = 8, 24, 1000
-EXCLUDED = "excluded"
 
 
 class Sample(NamedTuple):
@@ -48,7 +47,7 @@ class BadSample(NamedTuple):
     key: str
     shard: str
     reason: str
-    """EXCLUDED where the recipe wants it so."""
+    """EXCLUDED or QUARANTINED where nothing is wrong with its data."""
     substitute: int
 
 
@@ -60,7 +59,7 @@ class _Task(NamedTuple):
     micro_batch: MicroBatch
     at_hand: set[tuple[int, int]]
     """(source, shard) of what is fetched as a whole."""
-    excluded: frozenset[int]
+    excluded: Mapping[int, str]
 
 
 class Preparer:
@@ -95,13 +94,13 @@ class Preparer:
         self._substitute_key = purpose_key(seed, "substitute")
 
     def prepare(
-        self, step: int, micro_batch: MicroBatch, excluded: frozenset[int], bad: list[BadSample]
+        self, step: int, micro_batch: MicroBatch, excluded: Mapping[int, str], bad: list[BadSample]
     ) -> list[Sample]:
         """All samples of a micro-batch; what had to be replaced is added to `bad`.
 
         Args:
             step: counted from 0, as in the plan.
-            excluded: samples that must not be used.
+            excluded: samples that must not be used, and why.
 
         Raises:
             UserError: no sample of the bucket can be used, or a shard is not the one that was indexed.
@@ -149,7 +148,7 @@ class Preparer:
     def _usable(self, sample: int, draw: Draw, task: _Task) -> Sample:
         """A sample with the choices of a draw. Raises DataFault where it cannot or must not be used."""
         if sample in task.excluded:
-            raise DataFault(EXCLUDED)
+            raise DataFault(task.excluded[sample])
         place = place_of(sample)
         record = self._sources.read(sample, draw.epoch, whole_shard=(place.source, place.shard) in task.at_hand)
         info = probe(record.image)

@@ -1,10 +1,11 @@
-"""Reading files that lie elsewhere, by ranges of bytes, through fsspec: http(s), S3 and whatever else it knows."""
+"""Files that lie elsewhere, read by ranges of bytes, through fsspec: http(s), S3 and whatever else it knows."""
 
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -85,6 +86,19 @@ class Remote:
         with _network_faults(pattern):
             filesystem = self._filesystem(pattern)
             return sorted(filesystem.unstrip_protocol(path) for path in filesystem.glob(pattern))
+
+    def put(self, path: Path, url: str) -> None:
+        """Copy a local file there. Raises OSError."""
+        with _network_faults(url):
+            filesystem = self._filesystem(url)
+            if url.partition("://")[0] not in S3:  # which has no folders; s3fs would make a bucket that is missing
+                filesystem.makedirs(url.rpartition("/")[0], exist_ok=True)
+            filesystem.put_file(str(path), url)
+
+    def remove(self, url: str) -> None:
+        """Remove a file, or a folder with all that it holds. Raises OSError."""
+        with _network_faults(url):
+            self._filesystem(url).rm(url, recursive=True)
 
     def _info(self, url: str) -> dict[str, Any]:
         with _network_faults(url):

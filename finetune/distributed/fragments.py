@@ -5,7 +5,7 @@ parameters. A rank saves its pieces; any other layout copies the overlaps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -45,16 +45,44 @@ class Flat:
     pieces: list[Piece]
     group: int = 0
     """Number of the optimizer's parameter group that it belongs to."""
+    saved: bool = True
+    """Whether this rank is the one that saves it."""
 
     @property
     def values(self) -> Tensor:
         """The elements in one row, without their history; what is written there is the tensor's."""
         return self.tensor.detach().view(-1)
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradient by pieces, without the padding between them; empty where there is none."""
+        gradient = self.tensor.grad
+        if gradient is None or gradient.dim() > 1:  # a whole parameter
+            return [] if gradient is None else [gradient]
+        return [piece.of(gradient) for piece in self.pieces]
+
+
+class Ranks(NamedTuple):
+    """A rank among others."""
+
+    rank: int
+    world: int
+
 
 def whole(name: str, parameter: Tensor, group: int = 0) -> Flat:
     """A parameter that is a flat tensor of its own."""
     return Flat(parameter, [Piece(name, 0, 0, parameter.numel())], group)
+
+
+def dealt(flats: Sequence[Flat], ranks: Ranks) -> list[Flat]:
+    """Flat tensors that all ranks hold, each to be saved by one of them, so that all save about as much."""
+    loads = [0] * ranks.world
+    dealt = list(flats)
+    for i in sorted(range(len(flats)), key=lambda i: -flats[i].tensor.numel()):
+        saver = loads.index(min(loads))
+        loads[saver] += flats[i].tensor.numel()
+        dealt[i] = replace(flats[i], saved=saver == ranks.rank)
+    return dealt
 
 
 def cut(flat: Flat, values: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Iterator[tuple[str, Fragment]]:

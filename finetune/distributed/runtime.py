@@ -1,14 +1,11 @@
 """One object that knows the ranks: starting them, wrapping the model, stepping it, and what a rank saves."""
 
-import ctypes
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,17 +13,22 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from finetune.distributed.channel import SideChannel
+from finetune.distributed.ddp import Ddp
 from finetune.distributed.ema import Ema
-from finetune.distributed.fragments import Flat, RankState, Saved, cut, whole
+from finetune.distributed.fragments import Flat, Ranks, RankState, Saved, cut
 from finetune.distributed.scaling import LossScale
 from finetune.distributed.single import Single
 from finetune.distributed.states import OptimizerState
 from finetune.distributed.zero import Zero, check_version, skip_shared_memory_build
+from finetune.distributed.zero3 import Zero3
 from finetune.optim.config import EmaConfig
 from finetune.strategy import StrategyConfig
 
-PR_SET_PDEATHSIG = 1
+WHOLE = {"single": Single, "ddp": Ddp}
+"""Strategies under which every rank holds all."""
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +41,6 @@ class Distributed:
         Raises:
             UserError: the DeepSpeed that is installed is not the one that checkpoints need.
         """
-        die_with_the_launcher()
         self._config = config
         if config.name != "single":
             check_version()
@@ -59,6 +60,7 @@ class Distributed:
         self._engine: Single | Zero | None = None
         self._ema: Ema | None = None
         self._flats: list[Flat] = []
+        self._norm: Tensor | None = None
 
     def prepare(
         self,
@@ -92,18 +94,10 @@ class Distributed:
         members = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         self.accumulation = global_batch // (micro_batch * self.world)
         self._scale = LossScale() if self._config.precision == "fp16" else None
-        sharded = partial(Zero, config=self._config, micro_batch=micro_batch)
-        engine: Callable[..., Single | Zero] = Single if self._config.name == "single" else sharded
-        self._engine = engine(
-            module,
-            optimizer,
-            names,
-            accumulation=self.accumulation,
-            max_grad_norm=max_grad_norm,
-            scale=self._scale,
-        )
+        self._max_grad_norm = max_grad_norm
+        self._engine = self._wrapped(module, optimizer, names)
         self._state = OptimizerState(self._engine.optimizer, kind, self._engine.flats, members)
-        self._resting = [whole(name, parameter) for name, parameter in resting.items()]
+        self._resting = self._engine.resting(resting)
         self._flats = [*self._engine.flats, *self._resting]
         self._ema = Ema(ema, self._flats) if ema.decay else None
         return self._engine.model
@@ -118,23 +112,54 @@ class Distributed:
 
         After it the gradients are those of the mean over all micro-batches of all ranks.
         """
-        self._prepared.backward(loss, last=last)
+        self._prepared.backward(loss * self._factor, last=last)
 
-    def step(self, rates: Sequence[float]) -> Tensor:
-        """Clip, update each parameter group at its rate, clear the gradients, and take the weights into their average.
+    def gradient_norm(self) -> Tensor:
+        """After a step's last `backward`: the global norm of its gradients before clipping, a float32 scalar on the
+        device, the same on all ranks; NaN or infinite where a gradient is. Queued without waiting for the device."""
+        if self._norm is None:
+            engine = self._prepared
+            norm = get_total_norm([part for flat in engine.flats for part in flat.gradients]).to(self.device)
+            if engine.divided:
+                squares = norm.square()
+                dist.all_reduce(squares)
+                norm = squares.sqrt()
+            self._norm = norm / self._factor
+        return self._norm
 
-        Under fp16 a step whose gradients overflow changes no weights, and the loss scale is halved.
+    def step(self, rates: Sequence[float]) -> None:
+        """Clip the gradients by their norm, update each parameter group at its rate, take the weights into their
+        average, and clear the gradients.
 
-        Returns:
-            The global gradient norm before clipping, a scalar on the device.
+        Under fp16 gradients that are not finite halve the loss scale and change nothing else (`scales_loss`), which
+        waits for the device. In other precisions they would destroy the weights: `skip` such a step.
         """
-        engine = self._prepared
+        engine, norm, factor = self._prepared, self.gradient_norm(), self._factor
+        finite = self._scale is None or bool(norm.isfinite())
+        if self._scale:
+            self._scale.update(finite=finite)
+        if not finite:
+            self.skip()
+            return
+        self._clip((self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / factor)
         for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        norm = engine.step()
+        engine.optimizer.step()
+        engine.publish()
         if self._ema:
             self._ema.update()
-        return norm
+        self.skip()
+
+    def skip(self) -> None:
+        """Drop the gradients of this step's micro-batches so far, as if these had never been: weights, their average,
+        the optimizer's state and the loss scale stay as they are."""
+        self._norm = None
+        self._prepared.clear()
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients may be infinite though nothing is wrong (fp16), and `step` is to learn of it."""
+        return self._scale is not None
 
     def rehearse(self, loss: Tensor) -> None:
         """Take the step of a loss at rate 0, whatever the optimizer makes of that, and leave no trace of it."""
@@ -150,7 +175,6 @@ class Distributed:
     def discard_optimizer_state(self) -> None:
         """Forget all that steps leave behind beside the weights, as if none had been taken."""
         self._state.discard()
-        self._prepared.forget()
         if self._scale:
             self._scale.restart()
         if self._ema:
@@ -158,20 +182,20 @@ class Distributed:
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """Within it the model has the weights to be judged by, which are not always those that train. All ranks
-        enter."""
-        averages = self._averages()
-        if averages is None:
+        """Within it the model has the weights to be judged by, which are not always those that train, all of them on
+        every rank, and can be called on some ranks alone. All ranks enter and leave."""
+        with self._averaged(), self._prepared.gathered():
             yield
-            return
-        kept = [flat.values.clone() for flat in self._flats]
-        try:
-            self._fill(averages)
-            self._prepared.publish()
-            yield
-        finally:
-            self._fill(kept)
-            self._prepared.publish()
+
+    def share(self, loss: Tensor, flags: Sequence[bool] = ()) -> Tensor:
+        """What all ranks have to know of a step, in one reduction: its mean loss over all ranks, then how many of them
+        raised each flag; float32 [1 + flags] on the device, queued without waiting for it. A loss that is NaN on one
+        rank is NaN on all."""
+        loss = loss.detach().float() / self.world
+        shared = torch.stack([loss, *(loss.new_full((), float(flag)) for flag in flags)])
+        if self.world > 1:
+            dist.all_reduce(shared)
+        return shared
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks."""
@@ -193,6 +217,10 @@ class Distributed:
         if self.world > 1:
             dist.barrier()
 
+    def side_channel(self) -> SideChannel:
+        """All ranks once more, for a thread whose collectives must not mix with the training's. All ranks call this."""
+        return SideChannel(self.rank, self.world)
+
     def state(self) -> RankState:
         """This rank's share of parameters, averages and optimizer state, free of topology; on the CPU."""
         judged = self._averages()
@@ -200,7 +228,7 @@ class Distributed:
         trained = len(self._flats) - len(self._resting)
         state = self._state.save(averages[:trained])
         for flat, average in zip(self._resting, averages[trained:], strict=True):
-            if self.is_main:
+            if flat.saved:
                 state["fragments"] |= {name: [f] for name, f in cut(flat, {"param": flat.values, **average}, {})}
         scale = asdict(self._scale) if self._scale else None
         return {**state, "ema_steps": self._ema.steps if self._ema else 0, "loss_scale": scale}
@@ -230,14 +258,33 @@ class Distributed:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _wrapped(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+    ) -> Single | Zero:
+        ranks, accumulation = Ranks(self.rank, self.world), self.accumulation
+        if self._config.name in WHOLE:
+            return WHOLE[self._config.name](module, optimizer, names, ranks=ranks, accumulation=accumulation)
+        sharded = Zero3 if self._config.name == "zero3" else Zero
+        return sharded(module, optimizer, names, ranks=ranks, accumulation=accumulation, config=self._config)
+
     @property
     def _prepared(self) -> Single | Zero:
         if self._engine is None:
             raise RuntimeError("prepare has to be called first")
         return self._engine
 
+    @property
+    def _factor(self) -> float:
+        """By which gradients are larger than they should be."""
+        return self._scale.factor if self._scale else 1.0
+
+    def _clip(self, factor: Tensor) -> None:
+        """Multiply all gradients."""
+        torch._foreach_mul_([f.tensor.grad for f in self._prepared.flats if f.tensor.grad is not None], factor)
+
     def _release(self) -> None:
         """Let go of the engine and of all that it holds."""
+        self._norm = None
         if self._ema:
             self._ema.close()
             self._ema = None
@@ -247,6 +294,21 @@ class Distributed:
             del self._state
             self._engine.close()
             self._engine = None
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        averages = self._averages()
+        if averages is None:
+            yield
+            return
+        kept = [flat.values.clone() for flat in self._flats]
+        try:
+            self._fill(averages)
+            self._prepared.publish()
+            yield
+        finally:
+            self._fill(kept)
+            self._prepared.publish()
 
     def _averages(self) -> list[Tensor] | None:
         """A row for each flat tensor of the weights to be judged by: their moving average, or the optimizer's own
@@ -267,12 +329,6 @@ class Distributed:
         """Write a row of values to each flat tensor."""
         for flat, row in zip(self._flats, rows, strict=True):
             flat.values.copy_(row)
-
-
-def die_with_the_launcher() -> None:
-    """Let the kernel kill this worker when torchrun dies, which orphans its workers when it is killed itself."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def set_missing_rank_variables() -> None:

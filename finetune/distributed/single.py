@@ -1,16 +1,20 @@
 """One process, without DeepSpeed: the optimizer steps the parameters themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finetune.distributed.fragments import Flat, whole
-from finetune.distributed.scaling import LossScale
+from finetune.distributed.fragments import Flat, Ranks, dealt, whole
 
 
 class Single:
     """A model and its optimizer in one process."""
+
+    divided = False
+    """Whether each rank holds a share of the gradients and of the optimizer's state, rather than all."""
 
     def __init__(
         self,
@@ -18,43 +22,35 @@ class Single:
         optimizer: torch.optim.Optimizer,
         names: Mapping[nn.Parameter, str],
         *,
+        ranks: Ranks,
         accumulation: int,
-        max_grad_norm: float,
-        scale: LossScale | None,
     ) -> None:
-        self.model = module
+        self.model: Any = module
         self.optimizer = optimizer
-        self.flats: list[Flat] = [
-            whole(names[p], p, i) for i, group in enumerate(optimizer.param_groups) for p in group["params"]
-        ]
+        groups = enumerate(optimizer.param_groups)
+        self.flats: list[Flat] = dealt([whole(names[p], p, i) for i, group in groups for p in group["params"]], ranks)
+        self._ranks = ranks
         self._accumulation = accumulation
-        self._max_grad_norm = max_grad_norm
-        self._scale = scale
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a micro-batch's gradients."""
-        factor = self._scale.factor if self._scale else 1.0
-        (loss / self._accumulation * factor).backward()  # type: ignore[no-untyped-call]
+        """Add a micro-batch's gradients; after the step's last one those of the mean lie at the flat tensors."""
+        (loss / self._accumulation).backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> Tensor:
-        """Clip and update, unless fp16 has overflowed; the global gradient norm before clipping."""
-        parameters = [flat.tensor for flat in self.flats]
-        if self._scale:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / self._scale.factor)
-        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
-        finite = self._scale is None or bool(torch.isfinite(norm))
-        if finite:
-            self.optimizer.step()
-        if self._scale:
-            self._scale.update(finite=finite)
+    def clear(self) -> None:
+        """Drop all gradients, also in the midst of a step."""
         self.optimizer.zero_grad()
-        return norm
+
+    def resting(self, parameters: Mapping[str, nn.Parameter]) -> list[Flat]:
+        """Parameters that the optimizer does not step, as flat tensors."""
+        return dealt([whole(name, parameter) for name, parameter in parameters.items()], self._ranks)
 
     def publish(self) -> None:
         """Nothing to do: the flat tensors are the parameters."""
 
-    def forget(self) -> None:
-        """Nothing to do: nobody but the optimizer holds its state."""
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Nothing to do: the model has all of its weights."""
+        yield
 
     def close(self) -> None:
         """Let go of gradients and of the optimizer's state, whoever still holds the optimizer."""

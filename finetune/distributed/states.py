@@ -58,6 +58,8 @@ class OptimizerState:
         fragments: dict[str, list[Fragment]] = {}
         blocks: list[dict[str, Any]] = []
         for flat, more in zip(self._flats, extra, strict=True):
+            if not flat.saved:
+                continue
             rows, numbers, kept = self._read(flat)
             for name, fragment in cut(flat, {"param": flat.values, **more, **rows}, numbers):
                 fragments.setdefault(name, []).append(fragment)

@@ -1,16 +1,16 @@
-"""DeepSpeed ZeRO 1 and 2: the engine, and where its partitions lie (private state of a pinned version)."""
+"""DeepSpeed ZeRO-1 and 2: the engine, and where its partitions lie (private state of a pinned version)."""
 
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
-from finetune.distributed.fragments import Flat, Piece
-from finetune.distributed.scaling import LossScale
+from finetune.distributed.fragments import Flat, Piece, Ranks, dealt, whole
 from finetune.errors import UserError
 from finetune.strategy import StrategyConfig
 
@@ -36,7 +36,13 @@ def skip_shared_memory_build() -> None:
 
 
 class Zero:
-    """A model and its optimizer, whose state is divided over the ranks."""
+    """A model and its optimizer, whose state is divided over the ranks.
+
+    DeepSpeed lays out the partitions and reduces the gradients into them. Its step is not used: ours is the same under
+    all strategies, can be left out, and waits for nothing.
+    """
+
+    divided = True
 
     def __init__(
         self,
@@ -44,17 +50,15 @@ class Zero:
         optimizer: torch.optim.Optimizer,
         names: Mapping[nn.Parameter, str],
         *,
-        config: StrategyConfig,
-        micro_batch: int,
+        ranks: Ranks,
         accumulation: int,
-        max_grad_norm: float,
-        scale: LossScale | None,
+        config: StrategyConfig,
     ) -> None:
+        self._ranks = ranks
         settings = {
-            "train_micro_batch_size_per_gpu": micro_batch,
+            "train_micro_batch_size_per_gpu": 1,  # which nothing depends on
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": max_grad_norm,
-            "zero_optimization": {"stage": int(config.name[-1])},
+            "zero_optimization": {"stage": int(config.name[-1]), "sub_group_size": sys.maxsize},
             "zero_allow_untested_optimizer": True,
             "data_types": {"grad_accum_dtype": "fp32"},
             "torch_autocast": AUTOCAST[config.precision],
@@ -63,48 +67,57 @@ class Zero:
         self.model: Any
         self._sharded: Any
         self.model, self._sharded, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        self.optimizer: torch.optim.Optimizer = self._sharded.optimizer
-        self.flats = _partitions(self._sharded, names)
-        self._scale = scale
         self._sharded.torch_autocast_gradscaler = None  # see LossScale
+        self.optimizer: torch.optim.Optimizer = self._sharded.optimizer
+        self.flats = self._partitions(names)
+
+    def _partitions(self, names: Mapping[nn.Parameter, str]) -> list[Flat]:
+        """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
+        groups = zip(self._sharded.single_partition_of_fp32_groups, self._sharded.bit16_groups, strict=True)
+        return [
+            Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
+            for i, (flat, group) in enumerate(groups)
+        ]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a micro-batch's gradients; `last` marks the step's last one."""
-        if self._scale:
-            self._sharded.override_loss_scale(self._scale.factor)
+        """Add a micro-batch's gradients; after the step's last one this rank's share of the mean's lies at the flat
+        tensors."""
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss)
+        if last:
+            shares = self._sharded.averaged_gradients
+            for i, flat in enumerate(self.flats):
+                flat.tensor.grad = torch.cat([part.reshape(-1) for part in shares.pop(i)])
+            self._sharded.zero_grad()
 
-    def step(self) -> Tensor:
-        """Clip and update, unless fp16 has overflowed; the global gradient norm before clipping."""
-        self.model.step()
-        if self._scale:
-            self._scale.update(finite=not self._sharded.overflow)
-        norm = self.model.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.flats[0].tensor.device)
+    def clear(self) -> None:
+        """Drop all gradients, also in the midst of a step."""
+        for flat in self.flats:
+            flat.tensor.grad = None
+        for gradients in self._accumulated:
+            gradients.clear()
+        self._sharded.zero_grad()
+
+    def resting(self, parameters: Mapping[str, nn.Parameter]) -> list[Flat]:
+        """Parameters that the optimizer does not step, as flat tensors."""
+        return dealt([whole(name, parameter) for name, parameter in parameters.items()], self._ranks)
 
     def publish(self) -> None:
         """Give the module the values of all ranks' flat tensors."""
         self._sharded.update_lp_params()
 
-    def forget(self) -> None:
-        """Drop DeepSpeed's own views of the optimizer state, which would keep alive what has been let go."""
-        for group in self._sharded.bit16_groups:
-            for parameter in group:
-                if parameter._hp_mapping is not None:
-                    parameter._hp_mapping.optim_fragment = None
-        self._sharded._hp_optimizer_states_linked = False
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Nothing to do: the model has all of its weights."""
+        yield
 
     def close(self) -> None:
         """Take DeepSpeed off the module, whose parameters then own their values again."""
         self.optimizer.state.clear()
-        self.forget()
+        self.clear()
         self.model.module_forward_pre_hook.remove()
         self.model.module_forward_post_hook.remove()
-        self.model.destroy()
-        for group in self._sharded.bit16_groups:
-            for parameter in group:
-                parameter.data, parameter.grad = parameter.data.clone(), None
+        self._give_back()
         self.optimizer.param_groups.clear()
         self.flats.clear()
         # The caller may still hold the engine, which is to keep nothing alive.
@@ -112,15 +125,16 @@ class Zero:
         del self.model, self._sharded, self.optimizer
         gc.collect()  # the engine is full of cycles
 
+    @property
+    def _accumulated(self) -> list[dict[int, Any]]:
+        """Where DeepSpeed keeps gradients between passes, beside the parameters themselves."""
+        return [self._sharded.averaged_gradients, self._sharded.all_grad_tensors]
 
-def _partitions(optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[Flat]:
-    """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
-    return [
-        Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
-        for i, (flat, group) in enumerate(
-            zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
-        )
-    ]
+    def _give_back(self) -> None:
+        self.model.destroy()
+        for group in self._sharded.bit16_groups:
+            for parameter in group:
+                parameter.data, parameter.grad = parameter.data.clone(), None
 
 
 def _piece(name: str, mapping: Any) -> Piece:

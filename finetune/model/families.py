@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,10 +12,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.model.parts import layout, load_module
-from finetune.model.single_file import load_single_file
+from finetune.model.single_file import empty_parts, load_single_file
 from finetune.model.text import PromptEncoder, load_tokenizers
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+PARTS: Mapping[str, type[nn.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **TEXT_ENCODERS}
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,39 @@ def load_components(config: ModelConfig) -> Components:
     if config.is_single_file:
         modules: Mapping[str, nn.Module] = load_single_file(Path(config.path).expanduser(), layout(config))
     else:
-        modules = _load_folder(config, len(tokenizers))
-    text_encoders = [modules[name] for name in TEXT_ENCODERS if name in modules]
-    clip_skip = config.clip_skip_of(len(text_encoders))
-    prompt_encoder = PromptEncoder(text_encoders, clip_skip, config.join_chunks)
-    components = Components(modules["unet"], modules["vae"], prompt_encoder, tokenizers)
+        names = ["unet", "vae", *list(TEXT_ENCODERS)[: len(tokenizers)]]
+        modules = {name: _load_from_folder(config, name, torch.float32) for name in names}
+    components = _assembled(config, modules, tokenizers)
     _check(config, components)
     _prepare(config, components)
     return components
 
 
-def _load_folder(config: ModelConfig, text_encoders: int) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {
-        "unet": load_module(UNet2DConditionModel, config, "unet"),
-        "vae": load_module(AutoencoderKL, config, "vae"),
-    }
-    for name, part in islice(TEXT_ENCODERS.items(), text_encoders):
-        # Unlike diffusers, transformers would keep the precision that was saved.
-        modules[name] = load_module(part, config, name, dtype=torch.float32)
-    return modules
+def load_skeleton(config: ModelConfig) -> Components:
+    """The parts without their weights, on the meta device. Raises UserError where the model has no configuration."""
+    return _assembled(config, empty_parts(layout(config)), load_tokenizers(config))
+
+
+def load_one(config: ModelConfig, name: str, dtype: torch.dtype) -> nn.Module:
+    """One part alone, by its name in diffusers' layout, with weights of another type. Raises UserError where it cannot
+    be loaded."""
+    if config.is_single_file:
+        return load_single_file(Path(config.path).expanduser(), layout(config), [name], dtype)[name]
+    return _load_from_folder(config, name, dtype)
+
+
+def _load_from_folder(config: ModelConfig, name: str, dtype: torch.dtype) -> nn.Module:
+    # Unlike diffusers, transformers would keep the precision that was saved.
+    option = "dtype" if name in TEXT_ENCODERS else "torch_dtype"
+    return load_module(PARTS[name], config, name, **{option: dtype})
+
+
+def _assembled(
+    config: ModelConfig, modules: Mapping[str, nn.Module], tokenizers: tuple[CLIPTokenizer, ...]
+) -> Components:
+    text_encoders = [modules[name] for name in TEXT_ENCODERS if name in modules]
+    prompt_encoder = PromptEncoder(text_encoders, config.clip_skip_of(len(text_encoders)), config.join_chunks)
+    return Components(modules["unet"], modules["vae"], prompt_encoder, tokenizers)
 
 
 def _check(config: ModelConfig, components: Components) -> None:

@@ -5,13 +5,12 @@ device without a word, and reads text encoders by names that hang on the release
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
@@ -24,6 +23,8 @@ from finetune.model.ldm_names import (
     unet_layout,
     vae_layout,
 )
+from finetune.model.stream import write_tensors
+from finetune.model.weights import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,6 +49,8 @@ FOREIGN = {
     r"^(unet\.)?(down|mid|up)_blocks?\.|^text_model\.": "one part in diffusers' layout",
 }
 """What a file looks like in which a name matches."""
+HASH = "modelspec.hash_sha256"
+"""Where the SAI model spec has the SHA-256 of all tensors' bytes, https://github.com/Stability-AI/ModelSpec."""
 ATTENTION_OF_VAE = re.compile(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
@@ -68,65 +71,86 @@ def published_config(path: Path) -> str:
     return PUBLISHED[widths[0]]
 
 
-def load_single_file(path: Path, config: str) -> dict[str, nn.Module]:
-    """The parts in a file, in fp32 on the CPU: unet, vae, text_encoder and, for SDXL, text_encoder_2.
+def load_single_file(
+    path: Path, config: str, only: Collection[str] | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, nn.Module]:
+    """The parts in a file, on the CPU: unet, vae, text_encoder and, for SDXL, text_encoder_2.
 
     Weights of any floating-point type are read, and never unpickled. What the file has beside these parts is left
     alone, such as an average of the weights (`model_ema.*`) or text encoders' layers behind the last that is used.
 
     Args:
         config: folder or hub id in diffusers' layout, whose configurations the parts get.
+        only: the parts to load; None loads all.
+        dtype: the type that the weights get.
 
     Raises:
         UserError: the file is missing or broken, is of another family, or does not fit the configuration.
     """
     stored = _read_shapes(path)
-    parts = _empty_parts(config)
+    parts = empty_parts(config)
     layouts = _layouts(parts)
     _check_fit(path, config, stored, {name: tuple(tensor.shape) for name, tensor in stored_tensors(parts).items()})
     with safe_open(path, "pt") as file:
-        return {key: _filled(part, layouts[key], file) for key, part in parts.items()}
+        return {
+            key: _filled(part, layouts[key], file, dtype) for key, part in parts.items() if only is None or key in only
+        }
 
 
 def save_single_file(
-    parts: Mapping[str, nn.Module], path: Path, metadata: Mapping[str, str] | None = None, markers: Iterable[str] = ()
+    weights: Weights, path: Path, metadata: Mapping[str, str] | None = None, markers: Iterable[str] = ()
 ) -> None:
-    """Write the parts (unet, vae, text_encoder and, for SDXL, text_encoder_2) as one file, in the types they have.
+    """Write the parts (unet, vae, text_encoder and, for SDXL, text_encoder_2) as one file, tensor by tensor; it comes
+    into its place when it is whole.
 
     Text encoders are written with all the layers that they have: other programs skip the last ones by themselves. SD2
     was published with 24, of which only 23 were ever used; diffusers keeps these, and neither it nor webui or ComfyUI
-    misses the last. The file comes into its place when it is whole. Beside the model, the memory needed is that of
-    what is not on the CPU yet, and of OpenCLIP's q, k and v.
+    misses the last.
 
     Args:
-        metadata: for the file's header.
+        metadata: for the file's header, which also gets the hash of all tensors as the SAI model spec wants it.
         markers: empty tensors by which ComfyUI and Forge know how to sample SDXL: `v_pred`, and `ztsnr` with it.
 
     Raises:
-        UserError: the UNet is not one of SD1.5, SD2 or SDXL.
+        UserError: the UNet is not one of SD1.5, SD2 or SDXL, or the type of `weights` cannot hold a value.
     """
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in stored_tensors(parts).items()}
-    tensors |= {marker: torch.empty(0) for marker in markers}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    origins = _origins(weights.parts)
+
+    def read(name: str) -> Tensor:
+        if name not in origins:
+            return torch.empty(0, dtype=weights.dtype)
+        key, held = origins[name]
+        return _stored(name, [weights.read(key, each) for each in held])
+
+    shapes: dict[str, Sequence[int]] = {marker: (0,) for marker in markers}
+    shapes |= {name: tensor.shape for name, tensor in stored_tensors(weights.parts).items()}
+    write_tensors(path, shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
+
+
+def family(parts: Mapping[str, nn.Module]) -> str:
+    """sd15, sd2 or sdxl. SD2's text encoder is told from SD1.5's by its activation: OpenAI's CLIP has its own."""
+    if "text_encoder_2" in parts:
+        return "sdxl"
+    return "sd15" if parts["text_encoder"].config.hidden_act == "quick_gelu" else "sd2"  # type: ignore[union-attr]
 
 
 def stored_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All that a file of these parts holds, by name there; on whatever device the parts are.
+    """All that a file of these parts holds by name there, without values, on the meta device.
 
     Raises:
         UserError: the UNet is not one of SD1.5, SD2 or SDXL.
     """
-    tensors: dict[str, Tensor] = {}
-    for key, layout in _layouts(parts).items():
-        weights = parts[key].state_dict()
-        tensors |= {name: _stored(name, [weights[each] for each in held]) for name, held in layout.items()}
-    return tensors
+    empty = {
+        (key, name): torch.empty(tensor.shape, device="meta")
+        for key, part in parts.items()
+        for name, tensor in part.state_dict().items()
+    }
+    return {name: _stored(name, [empty[key, each] for each in held]) for name, (key, held) in _origins(parts).items()}
+
+
+def _origins(parts: Mapping[str, nn.Module]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The part and its tensors that each of a file's tensors consists of."""
+    return {name: (key, held) for key, layout in _layouts(parts).items() for name, held in layout.items()}
 
 
 def _read_shapes(path: Path) -> Shapes:
@@ -148,8 +172,9 @@ def _read_shapes(path: Path) -> Shapes:
     return shapes
 
 
-def _empty_parts(config: str) -> dict[str, nn.Module]:
-    """A configuration's parts on the meta device."""
+def empty_parts(config: str) -> dict[str, nn.Module]:
+    """The parts of a folder or hub id in diffusers' layout on the meta device. Raises UserError where they have no
+    configuration."""
     try:
         with torch.device("meta"):
             parts = {
@@ -169,16 +194,16 @@ def _empty_parts(config: str) -> dict[str, nn.Module]:
 
 
 def _layouts(parts: Mapping[str, nn.Module]) -> dict[str, Layout]:
-    """Each part's layout. SD2's text encoder is told from SD1.5's by its activation: OpenAI's CLIP has its own."""
+    """Each part's layout."""
     names = {key: list(part.state_dict()) for key, part in parts.items()}
     layouts = {"unet": unet_layout(names["unet"]), "vae": vae_layout(names["vae"])}
-    if "text_encoder_2" in parts:
+    kind = family(parts)
+    if kind == "sdxl":
         layouts["text_encoder"] = clip_layout(names["text_encoder"], "conditioner.embedders.0.")
         layouts["text_encoder_2"] = open_clip_layout(names["text_encoder_2"], "conditioner.embedders.1.")
-    elif parts["text_encoder"].config.hidden_act == "quick_gelu":  # type: ignore[union-attr]
-        layouts["text_encoder"] = clip_layout(names["text_encoder"], "cond_stage_model.")
     else:
-        layouts["text_encoder"] = open_clip_layout(names["text_encoder"], "cond_stage_model.")
+        text_layout = clip_layout if kind == "sd15" else open_clip_layout
+        layouts["text_encoder"] = text_layout(names["text_encoder"], "cond_stage_model.")
     return layouts
 
 
@@ -190,7 +215,7 @@ def _stored(name: str, held: Sequence[Tensor]) -> Tensor:
     return tensor[:, :, None, None] if ATTENTION_OF_VAE.search(name) else tensor
 
 
-def _filled(part: nn.Module, layout: Layout, file: safe_open) -> nn.Module:
+def _filled(part: nn.Module, layout: Layout, file: safe_open, dtype: torch.dtype) -> nn.Module:
     """A part with the file's weights in the place of its empty ones."""
     shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
     weights = {}
@@ -199,10 +224,10 @@ def _filled(part: nn.Module, layout: Layout, file: safe_open) -> nn.Module:
         pieces = (stored.T if name.endswith("text_projection") else stored).chunk(len(held))
         for each, piece in zip(held, pieces, strict=True):
             # A copy, for tensors of an open file are views of it.
-            copied = piece.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            copied = piece.to(dtype, copy=True, memory_format=torch.contiguous_format)
             weights[each] = copied.view(shapes[each])
     if isinstance(part, PreTrainedModel):  # which has buffers to be made beside its weights
-        filled: nn.Module = part.from_pretrained(None, config=part.config, state_dict=weights, dtype=torch.float32)
+        filled: nn.Module = part.from_pretrained(None, config=part.config, state_dict=weights, dtype=dtype)
         return filled
     part.load_state_dict(weights, assign=True)
     return part.eval()

@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
-from finetune.data.journal import Journal
+from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
 from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
-from finetune.data.preparer import EXCLUDED, BadSample
-from finetune.errors import UserError
+from finetune.data.preparer import BadSample
+from finetune.errors import Preempted, UserError
+from finetune.flat import Changes, differences, flattened
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
 from finetune.monitor.events import EventLog
@@ -106,8 +107,10 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state = "finished" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed"
+        named = {type(None): "finished", Preempted: "preempted", KeyboardInterrupt: "stopped"}
+        state = named.get(type(error), "failed")
         reason = {} if error is None else {"reason": str(error) or type(error).__name__}
+        self._status.update(**reason)
         self.event(state, **reason)
         self._trackers.close()
         self._progress.close()
@@ -140,7 +143,7 @@ class Watch:
         """
         for one in bad:
             self._ledger.substitute(one.step, one.slot, one.substitute)
-            if one.reason == EXCLUDED:
+            if one.reason in (EXCLUDED, QUARANTINED):
                 self._excluded += 1
             else:
                 self._bad[one.reason] += 1
@@ -213,14 +216,13 @@ class Watch:
                 self.event("data is back")
         return {"state": "paused", "outage": notes[0]} if notes else {}
 
-    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> dict[str, list[Any]]:
+    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> Changes:
         """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
         last start, before and after, which is an event as well."""
-        path, changes = self.folder / "config.yaml", dict[str, list[Any]]()
+        path, changes = self.folder / "config.yaml", Changes()
         if path.exists():
             before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
-            changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            changes = {key: [before.get(key), after.get(key)] for key in changed}
+            changes = differences(before, after)
             if changes:
                 self.event("config changed", changes=changes)
         text = OmegaConf.to_yaml(OmegaConf.create(recipe))
@@ -256,13 +258,3 @@ class Watch:
 def recipe_step(path: Path) -> int:
     """The number of steps that were done when a kept recipe began to hold."""
     return int(path.stem.removeprefix("step-"))
-
-
-def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; lists are kept whole."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline, export, export_file, sampling_scheduler
+from finetune.checkpoint.model_spec import About
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.schedule import Schedule
 from finetune.model.config import ModelConfig
@@ -22,6 +24,7 @@ from finetune.model.families import Components, load_components
 from finetune.model.text import PromptTokenizer
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+ABOUT = About("tiny, step 7", 7, resolution_px=512, average=False, saved=datetime(2026, 1, 1, tzinfo=UTC))
 OBJECTIVES = [
     {"prediction": "v"},
     {"prediction": "v", "zero_terminal_snr": False, "beta_schedule": "linear"},
@@ -208,7 +211,7 @@ def test_the_card_of_sdxl_says_what_clip_skip_diffusers_needs(
 @torch.no_grad()
 def test_the_single_file_loads_by_diffusers(twin: Path, tmp_path: Path) -> None:
     components = loaded(twin)
-    file = export_file(components, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+    file = export_file(components, DiffusionConfig(), tmp_path / "model.safetensors", about=ABOUT)
     kind = StableDiffusionPipeline if len(components.tokenizers) == 1 else StableDiffusionXLPipeline
     pipeline = kind.from_single_file(str(file), config=str(twin))
     for name in ("unet", "vae"):
@@ -236,7 +239,7 @@ def header(file: Path) -> tuple[dict[str, str], set[str]]:
 def test_the_single_file_says_what_is_predicted(
     twin: Path, tiny_sdxl: Path, tmp_path: Path, objective: dict[str, Any], markers: set[str]
 ) -> None:
-    file = export_file(loaded(twin), DiffusionConfig(**objective), tmp_path / "model.safetensors", steps=7)
+    file = export_file(loaded(twin), DiffusionConfig(**objective), tmp_path / "model.safetensors", about=ABOUT)
     metadata, names = header(file)
     known = {"v": "v", "epsilon": "epsilon", "x0": None}  # to the SAI model spec
     assert metadata.get("modelspec.prediction_type") == known[objective["prediction"]]
@@ -249,7 +252,7 @@ def test_the_single_file_says_with_which_schedule_it_is_sampled(
     tiny_sd15: Path, tmp_path: Path, objective: dict[str, Any]
 ) -> None:
     config = DiffusionConfig(**objective)
-    file = export_file(loaded(tiny_sd15), config, tmp_path / "model.safetensors", steps=7)
+    file = export_file(loaded(tiny_sd15), config, tmp_path / "model.safetensors", about=ABOUT)
     told = json.loads(header(file)[0]["longhaul.scheduler"])
     scheduler = DDIMScheduler.from_config(told)
     assert torch.allclose(scheduler.alphas_cumprod, Schedule(config).signal.float() ** 2, atol=1e-5)
@@ -261,7 +264,7 @@ def test_the_single_file_says_with_which_schedule_it_is_sampled(
 def test_the_single_file_says_its_clip_skip(twin: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
     for clip_skip, told in ((None, "2" if twin == tiny_sdxl else "1"), (3, "3")):
         trained = loaded(twin, clip_skip=clip_skip)
-        file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+        file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", about=ABOUT)
         assert header(file)[0]["longhaul.clip_skip"] == told
 
 
@@ -271,7 +274,7 @@ def test_the_single_file_of_sdxl_needs_the_clip_skip_that_the_docs_say(
     tiny_sdxl: Path, tmp_path: Path, clip_skip: int
 ) -> None:
     trained = loaded(tiny_sdxl, clip_skip=clip_skip)
-    file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", steps=7)
+    file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", about=ABOUT)
     pipeline = StableDiffusionXLPipeline.from_single_file(str(file), config=str(tiny_sdxl))
     found = pipeline.encode_prompt("picture 3", do_classifier_free_guidance=False, clip_skip=clip_skip - 2)
     ids = torch.from_numpy(PromptTokenizer(trained.tokenizers, 75)(["picture 3"]))
@@ -283,7 +286,7 @@ def test_what_the_docs_say_samples_the_single_file_as_it_was_trained(
 ) -> None:
     components = loaded(tiny_sdxl)
     expected = build_pipeline(components, DiffusionConfig())
-    export_file(components, DiffusionConfig(), tmp_path / "OUT.safetensors", steps=7)
+    export_file(components, DiffusionConfig(), tmp_path / "OUT.safetensors", about=ABOUT)
     (snippet,) = re.findall(r"```python\n(.+?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     # Without a configuration diffusers would take the published one from the hub, which is not the twin's.
     read = partial(StableDiffusionXLPipeline.from_single_file, config=str(tiny_sdxl))

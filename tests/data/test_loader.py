@@ -12,11 +12,11 @@ from torch import Tensor
 from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
 from finetune.data.index import Index
-from finetune.data.journal import Exclusion
+from finetune.data.journal import EXCLUDED, QUARANTINED, Exclusion, Journal, Quarantine
 from finetune.data.loader import Batch, LatentShape, MicroBatches, area_means, latent_mask, open_loader
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import Plan
-from finetune.data.preparer import EXCLUDED, Preparer, Sample
+from finetune.data.preparer import Preparer, Sample
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.samples import place_of
@@ -41,16 +41,14 @@ def dataset(
     world: int = 1,
     seed: int = 5,
     first: int = 0,
-    exclusion: Exclusion | None = None,
+    change: Callable[[Journal], Journal] = lambda journal: journal,
     policy: Policy | None = None,
     flip: float = 0.5,
     diffusion: DiffusionConfig | None = None,
 ) -> tuple[MicroBatches, Plan]:
     data = settings(folder, flip=flip)
     opened = open_data(data, folder / "kept", seed=seed)
-    journal = opened.began()
-    if exclusion:
-        journal = journal.with_exclusion(exclusion)
+    journal = change(opened.began())
     plan, sources = opened.plan(journal), opened.sources(journal)
     policy = policy or Policy(Prompter(CaptionsConfig(tags=TagsConfig(drop=0.1)), seed), 1.0)
     batches = MicroBatches(
@@ -166,7 +164,7 @@ def test_draws_of_one_sample_differ_by_epoch_and_seed(shards: Path) -> None:
     assert not torch.equal(batches[0].noise, other[0].noise)
     micro_batch = plan.step(0)[0]
     prepared = [
-        batches._preparer.prepare(0, replace(micro_batch, epochs=micro_batch.epochs + epoch), frozenset(), [])[0]
+        batches._preparer.prepare(0, replace(micro_batch, epochs=micro_batch.epochs + epoch), {}, [])[0]
         for epoch in range(8)
     ]
     assert len({p.pixels.tobytes() for p in prepared}) > 1
@@ -202,7 +200,7 @@ def test_a_mirrored_crop_is_told_in_the_mirrored_picture(shards: Path) -> None:
     lefts = []
     for flip in (0.0, 1.0):
         preparer._data = replace(config, flip=flip)
-        prepared = preparer.prepare(0, micro_batch, frozenset(), [])
+        prepared = preparer.prepare(0, micro_batch, {}, [])
         lefts.append([sample.size_and_crop[3] for sample in prepared])
     sizes = [sample.size_and_crop for sample in prepared]
     for a, b, (height, width, _, _, bucket_height, bucket_width) in zip(*lefts, sizes, strict=True):
@@ -321,7 +319,7 @@ def check_replaced(batch: Batch, reference: Batch, sample: int, substitute: int)
 def test_an_exclusion_replaces_from_its_step_on(shards: Path) -> None:
     whole, plan = dataset(shards)
     first, later = plan.step(0)[0].draws[1].sample, plan.step(2)[0].draws[1].sample
-    batches, _ = dataset(shards, exclusion=Exclusion(1, (first, later)))
+    batches, _ = dataset(shards, change=lambda journal: journal.with_exclusion(Exclusion(1, (first, later))))
     assert same(batches[0], whole[0])
     (bad,) = batches[8].bad
     assert (bad.step, bad.slot, bad.sample, bad.reason) == (3, 1, later, EXCLUDED)
@@ -329,12 +327,25 @@ def test_an_exclusion_replaces_from_its_step_on(shards: Path) -> None:
     assert all(b.substitute not in (first, later) for i in range(len(batches)) for b in batches[i].bad)
 
 
+def test_a_quarantine_replaces_as_an_exclusion_does(shards: Path) -> None:
+    """The same substitutes, under another name, and none of what is quarantined among them."""
+    _, plan = dataset(shards)
+    samples = (plan.step(0)[0].draws[1].sample, plan.step(2)[0].draws[1].sample)
+    excluded, _ = dataset(shards, change=lambda journal: journal.with_exclusion(Exclusion(1, samples)))
+    quarantined, _ = dataset(shards, change=lambda journal: journal.with_quarantine(Quarantine(1, samples)))
+    assert [batch.bad for batch in quarantined] == [
+        [one._replace(reason=QUARANTINED) for one in batch.bad] for batch in excluded
+    ]
+    assert any(batch.bad for batch in quarantined)
+    assert all(same(a._replace(bad=[]), b._replace(bad=[])) for a, b in zip(excluded, quarantined, strict=True))
+
+
 def test_the_last_sample_of_a_bucket_stands_in_for_all_others(shards: Path) -> None:
     batches, plan = dataset(shards)
     bucket = plan.step(0)[0].bucket
     members = {d.sample for step in range(40) for m in plan.step(step) if m.bucket == bucket for d in m.draws}
     left = min(members)
-    batches, _ = dataset(shards, exclusion=Exclusion(0, tuple(members - {left})))
+    batches, _ = dataset(shards, change=lambda journal: journal.with_exclusion(Exclusion(0, tuple(members - {left}))))
     assert {bad.substitute for bad in batches[0].bad} == {left}
 
 

@@ -1,7 +1,7 @@
 """The plan: pure, exact, shuffled, in proportion, and the same for any world."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -253,6 +253,28 @@ def test_the_windows_from_a_step_on() -> None:
     plan = one(*[40] * 4, micro_batch=4, per_step=2, window_shards=2, spread=1)
     windows = plan.windows(12)
     assert [next(windows) for _ in range(4)] == [(0, 1), (1, 0), (1, 1), (2, 0)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(RECIPES, st.integers(1, 3))
+def test_what_comes_after_a_step_s_window(recipe: Recipe, border: int) -> None:
+    """Of one chapter and of two: the first step of which nothing was emitted by the step's windows or before."""
+    first = recipe.editions[0][1]
+    for editions in (recipe.editions, (*recipe.editions, (border, (first[0], *first)))):
+        plan = replace(recipe, editions=editions).plan()
+        emitting = [[m.window for m in plan.step(step)] for step in range(plan.steps(border + 2))]
+        for step in range(plan.steps(border + 1)):
+            found = plan.after_window(step)
+            later = (s for s, windows in enumerate(emitting) if min(windows) > max(emitting[step]))
+            assert found == next(later, found)
+            assert found > step
+            assert found <= plan.after_window(step + 1)
+
+
+def test_a_step_of_two_windows_is_after_both() -> None:
+    # 40 samples a window in micro-batches of 4, 3 to a step: windows emit 10, which are 3 steps and a third.
+    plan = one(*[40] * 4, micro_batch=4, per_step=3, window_shards=1, spread=1)
+    assert [plan.after_window(step) for step in range(8)] == [4, 4, 4, 7, 7, 7, 10, 10]
 
 
 def test_lengths_in_epochs() -> None:

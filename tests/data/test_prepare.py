@@ -12,6 +12,7 @@ import pytest
 from data_tools.indexing import index_folder
 from finetune.data.config import BucketsConfig, DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
+from finetune.data.journal import EXCLUDED, QUARANTINED, Jump, Quarantine, Skip
 from finetune.data.outage import Patience
 from finetune.data.plan import Plan
 from finetune.data.prepare import open_index
@@ -118,6 +119,23 @@ def test_a_file_of_exclusions_that_is_not_there(shards: Path, tmp_path: Path) ->
     (tmp_path / "none.txt").write_text("id:3\nid:²\nid:99999999999999999999999999\nid:5000\nnothing\n")
     with pytest.raises(UserError, match="has 4 lines that name no sample, 'id:²' the first: take them out"):
         dataset.began()
+
+
+def test_what_else_is_in_the_journal_outlives_a_changed_exclusion(shards: Path, tmp_path: Path) -> None:
+    """What the run has found out goes on, whatever the recipe excludes by now."""
+    first, second, third = sample_ids(Index.load(shards))[:3]
+    listed = tmp_path / "exclude.txt"
+    listed.write_text(f"id:{first}\nid:{second}\n")
+    began = open_data(data_config(shards, exclude=str(listed)), tmp_path / "kept").began()
+    assert began.excluded(0) == {first: EXCLUDED, second: EXCLUDED}
+    found = began.with_skip(Skip(4, "loss is nan")).with_jump(Jump(3, 6, 4)).with_quarantine(Quarantine(7, (third,)))
+    listed.write_text(f"id:{second}\n")
+    changed = open_data(data_config(shards, exclude=str(listed)), tmp_path / "kept").went_on(found, step=9)
+    assert changed.excluded(8) == {first: EXCLUDED, second: EXCLUDED, third: QUARANTINED}
+    assert changed.excluded(9) == {second: EXCLUDED, third: QUARANTINED}
+    assert (changed.skips, changed.jumps) == (found.skips, found.jumps)
+    none = open_data(data_config(shards), tmp_path / "kept").went_on(changed, step=11)
+    assert none.excluded(11) == {third: QUARANTINED}
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/{00..99}.tar", "/data/*.tar", "https://host/a.tar", "list.txt"])

@@ -57,7 +57,7 @@ def prepared(data: DataConfig, folder: Path) -> tuple[list[Sample], list[BadSamp
     policies = [Policy(Prompter(CaptionsConfig(), SEED), 1.0)]
     preparer, bad = Preparer(plan, sources, data, policies, WORDS, SEED), list[BadSample]()
     steps = [(step, micro_batch) for step in range(STEPS) for micro_batch in plan.step(step)]
-    return [s for step, m in steps for s in preparer.prepare(step, m, frozenset(), bad)], bad
+    return [s for step, m in steps for s in preparer.prepare(step, m, {}, bad)], bad
 
 
 @pytest.mark.parametrize("kind", ["alpha", "member"])

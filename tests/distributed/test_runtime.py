@@ -1,7 +1,5 @@
 """Strategies in real processes: they agree with one another, and go on exactly where they were."""
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from tests.distributed.forks import Forks
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
@@ -25,7 +25,7 @@ class Launched:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def launch(tmp_path_factory: pytest.TempPathFactory, forks: Forks):  # type: ignore[no-untyped-def]
     """Start worker.py, once for the same arguments: (strategy, world, optimizer, states) -> Launched."""
     done: dict[tuple[Any, ...], Launched] = {}
 
@@ -33,22 +33,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
         key = (strategy, world, optimizer, load)
         if key not in done:
             folder = tmp_path_factory.mktemp(f"{strategy}-{world}-{optimizer}")
-            arguments = [str(WORKER), strategy, optimizer, str(folder / "results"), str(folder), str(load or "-")]
-            torchrun = [
-                "-m",
-                "torch.distributed.run",
-                "--nproc_per_node",
-                str(world),
-                "--master_port",
-                "0",
-                "--standalone",
-            ]
-            command = [sys.executable, *(torchrun if world > 1 else []), *arguments]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-            # The results are judged and not the exit code: gloo's threads sometimes abort after all is done.
-            assert (folder / "results").exists(), ended.stderr[-3000:]
-            done[key] = Launched(torch.load(folder / "results", weights_only=True), folder)
+            results = folder / "results"
+            forks.run("worker", world, strategy, optimizer, str(results), str(folder), str(load or "-"))
+            done[key] = Launched(torch.load(results, weights_only=True), folder)
         return done[key]
 
     return start
@@ -65,9 +52,13 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 EVERY = [
     ("single", 1, "adamw"),
     ("single", 1, "adamw8bit"),
+    ("ddp", 2, "adamw"),
+    ("ddp", 2, "adamw8bit"),
     ("zero1", 2, "adamw"),
     ("zero2", 2, "adamw"),
     ("zero2", 2, "adamw8bit"),
+    ("zero3", 2, "adamw"),
+    ("zero3", 2, "adamw8bit"),
 ]
 
 
@@ -86,7 +77,29 @@ def test_a_restored_state_goes_on_bit_by_bit(launch, strategy: str, world: int, 
     assert equal(results["end_again"], results["end"])
 
 
-@pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_a_step_that_is_skipped_has_never_been(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    results = launch(strategy, world, optimizer).results
+    for rank in results["vetoed"]:
+        assert rank["untouched"]
+        nan, inf, huge = rank["norms"]
+        assert nan.dtype == torch.float32
+        assert nan.isnan()
+        assert not inf.isfinite()
+        assert huge > 1e20  # finite or not, and the same on all ranks
+        assert torch.equal(huge, results["vetoed"][0]["norms"][2])
+    assert equal(results["end_vetoed"], results["end"])
+
+
+@pytest.mark.parametrize(("strategy", "world", "optimizer"), EVERY)
+def test_ranks_share_a_loss_and_flags(launch, strategy: str, world: int, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    finite, nan = launch(strategy, world, optimizer).results["shared"]
+    assert finite.tolist() == [(1 + world) / 2, 1.0, 0.0, world]
+    assert nan[0].isnan()
+    assert nan[1:].tolist() == [1.0, 0.0, world]
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)])
 def test_state_that_was_replaced_is_not_kept_alive(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
     results = launch(strategy, world).results
     copies = sum(p.numel() * p.element_size() for p in results["start"].values())  # those that `results` itself takes
@@ -94,7 +107,7 @@ def test_state_that_was_replaced_is_not_kept_alive(launch, strategy: str, world:
     assert results["moments_alive"] - results["moments_before"] - copies < moments / 2
 
 
-@pytest.mark.parametrize(("strategy", "world"), [("zero1", 2), ("zero2", 2)])
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)])
 def test_strategies_train_the_same(launch, strategy: str, world: int) -> None:  # type: ignore[no-untyped-def]
     alone, shared = launch("single", 1).results, launch(strategy, world).results
     assert close(alone["end"], shared["end"])

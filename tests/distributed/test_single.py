@@ -5,8 +5,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from finetune.distributed.scaling import LossScale
-from finetune.distributed.single import Single
+from finetune.distributed import Distributed
+from finetune.optim.config import EmaConfig
+from finetune.strategy import StrategyConfig
 
 
 def inputs(step: int) -> Tensor:
@@ -24,22 +25,36 @@ def test_fp16_is_what_torch_s_scaler_does() -> None:
     net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     other = copy.deepcopy(net)
     optimizers = [torch.optim.AdamW(n.parameters(), lr=1e-2) for n in (net, other)]
+    distributed = Distributed(StrategyConfig(name="single", precision="fp16"))
+    distributed.prepare(
+        net,
+        optimizers[0],
+        kind="adam",
+        micro_batch=1,
+        global_batch=2,
+        max_grad_norm=0.1,
+        resting={},
+        ema=EmaConfig(),
+    )
     start = 2.0**40  # overflows at first
-    scale, scaler = LossScale(start), torch.amp.GradScaler("cpu", init_scale=start)
-    names = {p: name for name, p in net.named_parameters()}
-    engine = Single(net, optimizers[0], names, accumulation=2, max_grad_norm=0.1, scale=scale)
+    scaler = torch.amp.GradScaler("cpu", init_scale=start)
+    state = {**distributed.state(), "loss_scale": {"factor": start, "steady_steps": 0}}
+    distributed.load_state(lambda rank: state, 1)
     skipped = 0
     for step in range(40):
         for part in range(2):
-            engine.backward(loss_of(net, 2 * step + part), last=part == 1)
+            distributed.backward(loss_of(net, 2 * step + part), last=part == 1)
             scaler.scale(loss_of(other, 2 * step + part) / 2).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizers[1])
         norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 0.1)
         scaler.step(optimizers[1])
         scaler.update()
         optimizers[1].zero_grad()
-        assert torch.equal(engine.step(), norm) or not norm.isfinite()
+        assert torch.equal(distributed.gradient_norm(), norm) or not norm.isfinite()
+        assert distributed.gradient_norm().isfinite() == norm.isfinite()
+        distributed.step([1e-2])
         skipped += not norm.isfinite()
-        assert scale.factor == scaler.get_scale()
+        assert distributed.state()["loss_scale"]["factor"] == scaler.get_scale()
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert distributed.scales_loss
     assert 0 < skipped < 35

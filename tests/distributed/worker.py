@@ -6,7 +6,9 @@ Args: strategy, optimizer, output file, folder to save states to, folder to load
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,17 @@ def large_tensors() -> int:
     return sum(storages.values())
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two nests of dictionaries, lists and tensors are equal bit by bit."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
 class Trainer:
     """The loop, on one rank."""
 
@@ -94,15 +107,37 @@ class Trainer:
 
     def step(self, step: int, rates: list[float]) -> None:
         """One optimizer step on this rank's micro-batches."""
-        world, losses = self.distributed.world, []
-        for i in range(self.distributed.accumulation):
-            x, y = joined(step, self.distributed.rank + i * world, self.micro_batch)
-            with self.distributed.autocast():
+        loss = self.accumulate(step)
+        self.norms.append(self.distributed.gradient_norm().item())
+        self.distributed.step(rates)
+        self.losses.append(self.distributed.share(loss).item())
+
+    def accumulate(self, step: int, factor: float = 1.0, micro_batches: int | None = None) -> Tensor:
+        """This rank's mean loss on its micro-batches of a step, or on the first few of them.
+
+        Args:
+            factor: what rank 0 multiplies the loss of its last micro-batch with.
+        """
+        distributed, losses = self.distributed, []
+        for i in range(distributed.accumulation if micro_batches is None else micro_batches):
+            last = i == distributed.accumulation - 1
+            x, y = joined(step, distributed.rank + i * distributed.world, self.micro_batch)
+            with distributed.autocast():
                 loss = (self.model(x).float() - y).square().mean()
-            self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
+            distributed.backward(loss * factor if last and distributed.is_main else loss, last=last)
             losses.append(loss)
-        self.norms.append(self.distributed.step(rates).item())
-        self.losses.append(self.distributed.mean(torch.stack(losses).mean()).item())
+        return torch.stack(losses).mean()
+
+    def vetoed(self) -> dict[str, Any]:
+        """Leave out steps of which only the first rank has bad gradients, and one in its midst; what was seen of it."""
+        before, norms = self.distributed.state(), []
+        for factor in (float("nan"), float("inf"), 1e30):
+            self.accumulate(7, factor)
+            norms.append(self.distributed.gradient_norm())
+            self.distributed.skip()
+        self.accumulate(8, micro_batches=self.distributed.accumulation - 1)
+        self.distributed.skip()
+        return {"norms": norms, "untouched": same(before, self.distributed.state())}
 
     def rehearse(self) -> None:
         """A step at rate 0 that is to leave no trace, by an optimizer that moves the weights all the same."""
@@ -122,7 +157,8 @@ class Trainer:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of all weights."""
-        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        with self.distributed._engine.gathered() if self.distributed._engine else nullcontext():
+            return {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
 
 def main() -> None:
@@ -158,6 +194,15 @@ def main() -> None:
     for step in range(HALF, STEPS):
         trainer.step(step, RATES)
     results["end_again"] = trainer.parameters()
+
+    distributed.load_state(lambda rank: torch.load(paths[rank], weights_only=True, mmap=True), distributed.world)
+    results["vetoed"] = distributed.gather(trainer.vetoed())
+    for step in range(HALF, STEPS):
+        trainer.step(step, RATES)
+    results["end_vetoed"] = trainer.parameters()
+    loss = torch.tensor(float("nan") if distributed.is_main else 1.0)
+    flags = [distributed.is_main, False, True]
+    results["shared"] = [distributed.share(torch.tensor(1.0 + distributed.rank), flags), distributed.share(loss, flags)]
     if distributed.is_main:
         torch.save(results, output)
     distributed.barrier()

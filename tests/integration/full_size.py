@@ -56,7 +56,8 @@ def main() -> None:
     ids = torch.full((1, 1, CHUNKS, 77), 49407).numpy()
     loss = step.loss(trial_batch(ids, SIDE_PX, SIDE_PX, LatentShape(4, 8)))
     distributed.backward(loss, last=True)
-    norm = distributed.step(list(engine.rates(phases[0], 0, 1).values()))
+    norm = distributed.gradient_norm()
+    distributed.step(list(engine.rates(phases[0], 0, 1).values()))
     told = {
         "unet": sum(p.numel() for p in trainee.unet.parameters()),
         "trained": sum(p.numel() for p in trainee.parameters() if p.requires_grad),

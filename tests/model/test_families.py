@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune.checkpoint.export import export_file
+from finetune.checkpoint.model_spec import About
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
+
+ABOUT = About("tiny", 1, resolution_px=512, average=False, saved=datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def loaded(path: Path, **settings: Any) -> Components:
@@ -59,7 +63,7 @@ def test_the_family_is_told_from_the_parts(tiny_sd15: Path, tiny_sd2: Path, tiny
 
 def test_a_single_file_holds_the_same_model(twin: Path, tmp_path: Path) -> None:
     components = loaded(twin)
-    file = export_file(components, DiffusionConfig(), tmp_path / "model.safetensors", steps=1)
+    file = export_file(components, DiffusionConfig(), tmp_path / "model.safetensors", about=ABOUT)
     again = loaded(file, config=str(twin), clip_skip=1)
     assert again.prompt_encoder.clip_skip == 1
     assert_same_weights(again, components)

@@ -1,5 +1,6 @@
 """Single files: the way there and back, what diffusers makes of them, and what is refused."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -16,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.errors import UserError
-from finetune.model import single_file
 from finetune.model.single_file import load_single_file, published_config, save_single_file, stored_tensors
+from finetune.model.weights import InMemory
 from tests.model.published import FAMILIES, full_size
 
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
@@ -46,14 +47,20 @@ def parts_in(folder: Path) -> dict[str, nn.Module]:
 
 @pytest.fixture
 def written(folder: Path, tmp_path: Path) -> Path:
-    save_single_file(parts_in(folder), tmp_path / "model.safetensors")
+    save_single_file(InMemory(parts_in(folder)), tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
 @pytest.fixture
 def sd15_file(tiny_sd15: Path, tmp_path: Path) -> Path:
-    save_single_file(parts_in(tiny_sd15), tmp_path / "sd15.safetensors")
+    save_single_file(InMemory(parts_in(tiny_sd15)), tmp_path / "sd15.safetensors")
     return tmp_path / "sd15.safetensors"
+
+
+def data_hash(path: Path) -> str:
+    """The SHA-256 of all that stands behind a file's header."""
+    content = path.read_bytes()
+    return "0x" + hashlib.sha256(content[8 + struct.unpack("<Q", content[:8])[0] :]).hexdigest()
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -129,7 +136,7 @@ def test_what_published_files_hold_beside_the_parts_is_left_alone(tiny_sd2: Path
         tensors["alphas_cumprod"] = torch.ones(1000)
 
     path = tmp_path / "sd2.safetensors"
-    save_single_file(parts, path)
+    save_single_file(InMemory(parts), path)
     rewrite(path, as_published)
     assert_same_weights(load_single_file(path, str(tiny_sd2)), parts)
 
@@ -144,16 +151,15 @@ def test_linear_attention_of_the_vae_is_read_too(tiny_sd15: Path, sd15_file: Pat
 
 def test_metadata_and_markers(tiny_sdxl: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.safetensors"
-    save_single_file(parts_in(tiny_sdxl), path, {"modelspec.title": "tiny"}, ("v_pred", "ztsnr"))
+    save_single_file(InMemory(parts_in(tiny_sdxl)), path, {"modelspec.title": "tiny"}, ("v_pred", "ztsnr"))
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"format": "pt", "modelspec.title": "tiny"}
+        assert file.metadata() == {"format": "pt", "modelspec.title": "tiny", "modelspec.hash_sha256": data_hash(path)}
         assert {"v_pred", "ztsnr"} <= set(file.keys())
     assert_same_weights(load_single_file(path, str(tiny_sdxl)), parts_in(tiny_sdxl))
 
 
-def test_types_are_kept(tiny_sd15: Path, tmp_path: Path) -> None:
-    parts = {name: part.to(torch.bfloat16) for name, part in parts_in(tiny_sd15).items()}
-    save_single_file(parts, tmp_path / "model.safetensors")
+def test_all_tensors_have_the_type_of_the_weights(tiny_sd15: Path, tmp_path: Path) -> None:
+    save_single_file(InMemory(parts_in(tiny_sd15), torch.bfloat16), tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -163,22 +169,21 @@ def test_weights_that_are_pieces_of_one_buffer_can_be_written(tiny_sd15: Path, t
     flat = torch.cat([weight.detach().flatten() for weight in weights])
     for weight, piece in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
         weight.data = piece.view_as(weight)
-    save_single_file(parts, tmp_path / "model.safetensors")
+    save_single_file(InMemory(parts), tmp_path / "model.safetensors")
     assert_same_weights(load_single_file(tmp_path / "model.safetensors", str(tiny_sd15)), parts)
 
 
 def test_a_write_that_fails_leaves_the_old_file(
     tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks_off(tensors: object, filename: Path, metadata: object) -> None:
-        filename.write_bytes(b"half of it")
+    def breaks_off(*_: object) -> Tensor:
         raise OSError("disk full")
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
-    monkeypatch.setattr(single_file, "save_file", breaks_off)
+    monkeypatch.setattr(InMemory, "read", breaks_off)
     with pytest.raises(OSError, match="disk full"):
-        save_single_file(parts_in(tiny_sd15), path)
+        save_single_file(InMemory(parts_in(tiny_sd15)), path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert path.read_bytes() == b"old"
 
@@ -188,13 +193,16 @@ def test_a_unet_of_another_kind_is_refused(tiny_sd15: Path, tmp_path: Path) -> N
     config = {**parts["unet"].config, "time_cond_proj_dim": 8}  # as consistency models have it
     parts["unet"] = UNet2DConditionModel.from_config(config)
     with pytest.raises(UserError, match=r"time_embedding\.cond_proj\.weight, which single files have no place for"):
-        save_single_file(parts, tmp_path / "model.safetensors")
+        save_single_file(InMemory(parts), tmp_path / "model.safetensors")
 
 
-def test_openclip_s_q_k_and_v_are_stacked_in_this_order(tiny_sd2: Path) -> None:
+def test_openclip_s_q_k_and_v_are_stacked_in_this_order(tiny_sd2: Path, tmp_path: Path) -> None:
     parts = parts_in(tiny_sd2)
     attention = parts["text_encoder"].encoder.layers[1].self_attn
-    stacked = stored_tensors(parts)["cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight"]
+    save_single_file(InMemory(parts), tmp_path / "model.safetensors")
+    stacked = load_file(tmp_path / "model.safetensors")[
+        "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight"
+    ]
     width = stacked.shape[1]
     ours = nn.MultiheadAttention(width, attention.num_heads, bias=False, batch_first=True)
     states = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
@@ -208,11 +216,12 @@ def test_openclip_s_q_k_and_v_are_stacked_in_this_order(tiny_sd2: Path) -> None:
         assert torch.allclose(ours(states, states, states)[0], attention(states)[0], atol=1e-6)
 
 
-def test_the_pooled_projection_multiplies_from_the_right(tiny_sdxl: Path) -> None:
+def test_the_pooled_projection_multiplies_from_the_right(tiny_sdxl: Path, tmp_path: Path) -> None:
     parts = parts_in(tiny_sdxl)
     projection = parts["text_encoder_2"].text_projection
     pooled = torch.randn(3, projection.in_features, generator=torch.Generator().manual_seed(0))
-    stored = stored_tensors(parts)["conditioner.embedders.1.model.text_projection"]
+    save_single_file(InMemory(parts), tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")["conditioner.embedders.1.model.text_projection"]
     assert torch.allclose(pooled @ stored, projection(pooled), atol=1e-6)  # as OpenCLIP uses it
 
 

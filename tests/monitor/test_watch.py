@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.journal import Edition, Journal, SourceState
-from finetune.data.preparer import EXCLUDED, BadSample
+from finetune.data.journal import EXCLUDED, Edition, Journal, SourceState
+from finetune.data.preparer import BadSample
 from finetune.errors import UserError
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines

@@ -1,8 +1,6 @@
 """Exporting what a run has trained so far."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from typer.testing import CliRunner
 
-from finetune.checkpoint.store import CheckpointStore
 from finetune.config import BatchConfig, Config, RunConfig, resolved
 from finetune.data.config import DataConfig
 from finetune.distributed.fragments import Flat, Fragment, Piece, RankState, cut
@@ -19,34 +16,11 @@ from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
 from finetune.phases import PhaseConfig
 from finetune.runs.__main__ import app
+from tests.ranks import save_checkpoint
 from tests.twins import TWINS
 
 WEIGHTS, AVERAGE = 1.5, 3.0
 """Factors on the model's first weights: what was trained, and its moving average."""
-
-
-class Rank:
-    """One of two ranks, each in a thread of its own."""
-
-    def __init__(self, rank: int, meeting: Barrier, values: list[object]) -> None:
-        self.rank, self.is_main = rank, rank == 0
-        self._meeting, self._values = meeting, values
-
-    def gather(self, value: object) -> list[object]:
-        self._values[self.rank] = value
-        self._meeting.wait()
-        return list(self._values)
-
-    def barrier(self) -> None:
-        self._meeting.wait()
-
-
-def save_both(folder: Path, states: list[RankState]) -> None:
-    """A checkpoint of two ranks."""
-    meeting, values = Barrier(2), [None, None]
-    stores = [CheckpointStore(folder, 3, Rank(rank, meeting, values)) for rank in range(2)]
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda store, state: store.save(7, state, {}), stores, states))
 
 
 def half_of(rank: int, parameters: dict[str, Tensor], *, averaged: bool) -> RankState:
@@ -80,7 +54,7 @@ def write_run(folder: Path, model: Path, *, averaged: bool) -> dict[str, Tensor]
     OmegaConf.save(OmegaConf.create(resolved(config)), folder / "config.yaml")
     weights = dict(Trainee(load_components(config.model)).named_parameters())
     trained = {name: p for name, p in weights.items() if name.startswith("unet.")}
-    save_both(folder / "checkpoints", [half_of(rank, trained, averaged=averaged) for rank in (0, 1)])
+    save_checkpoint(folder / "checkpoints", [half_of(rank, trained, averaged=averaged) for rank in (0, 1)], step=7)
     return weights
 
 
@@ -94,7 +68,7 @@ def test_a_checkpoint_is_exported_by_its_fragments(
     model: Path, tmp_path: Path, out: str, averaged: bool, options: list[str], factor: float
 ) -> None:
     began = write_run(tmp_path / "run", model, averaged=averaged)
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / out), *options])
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / out), "--dtype", "fp32", *options])
     assert done.exit_code == 0, done.output
     assert "after 7 steps" in done.output
     single = {"config": str(model)} if out.endswith(".safetensors") else {}

@@ -55,7 +55,7 @@ def test_a_sample_s_draws_are_those_that_were_trained(shards: Path, tiny_model: 
     config = write_run(tmp_path / "run", shards, tiny_model)
     opened = open_recipe(config, tmp_path / "again")
     micro_batch = opened.plan.step(2)[1]
-    trained = opened.preparer.prepare(2, micro_batch, frozenset(), [])
+    trained = opened.preparer.prepare(2, micro_batch, {}, [])
     for i, (draw, sample) in enumerate(zip(micro_batch.draws, trained, strict=True)):
         seen = {(row["step"], row["slot"]): row for row in sightings(tmp_path / "run", f"id:{draw.sample}")}
         row = seen[3, micro_batch.first_slot + i]

@@ -35,7 +35,7 @@ def trained(opened: Opened, epochs: int) -> dict[tuple[int, int], Sample]:
     found = {}
     for step in range(opened.plan.steps(epochs)):
         for micro_batch in opened.plan.step(step):
-            samples = opened.preparer.prepare(step, micro_batch, frozenset(), [])
+            samples = opened.preparer.prepare(step, micro_batch, {}, [])
             found |= {(d.sample, d.epoch): s for d, s in zip(micro_batch.draws, samples, strict=True) if not d.repeat}
     return found
 

@@ -146,7 +146,7 @@ def test_a_thumbnail_is_the_crop_that_is_trained(opened: Open) -> None:
     config, found = opened([{"tags": ["dog"]}] * 3, "data.random_crop=true", "data.flip=1.0")
     seen = collect("demo", config, found, draws=1)
     for micro_batch in (found.plan.step(step)[0] for step in range(3)):
-        (sample,) = found.preparer.prepare(0, micro_batch, frozenset(), [])
+        (sample,) = found.preparer.prepare(0, micro_batch, {}, [])
         number = [shown.sample for shown in seen.samples].index(micro_batch.draws[0].sample)
         image = list(read(seen).every("img"))[number].attributes
         picture = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
