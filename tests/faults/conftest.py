@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.build import build
 from tests.conftest import write_pictures
-from tests.faults.scene import BATCH, EVERY, STEPS, Scene
+from tests.faults.scene import STEPS, Scene, arguments, assert_continuous
 
 MakeScene = Callable[..., Scene]
 Reference = Callable[..., Path]
@@ -20,19 +20,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(folder / "pictures", 60)
     build(folder / "pictures", folder / "shards", shard_mib=1, text_as="auto", workers=1)
     return folder / "shards"
-
-
-def arguments(runs: Path, shards: Path, model: Path) -> tuple[str, ...]:
-    """The demo's recipe at a size of which a step takes a moment."""
-    return (
-        *("conf=demo", f"run.folder={runs}", f"model.path={model}", f"data.shards={shards}"),
-        *("data.buckets.step_px=32", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"),
-        *("data.window_shards=1", "data.workers=0", "train.micro_batch=2", f"train.global_batch={BATCH}"),
-        *(f"phases=[{{until: {STEPS} steps}}]", f"checkpoint.every_steps={EVERY}", "checkpoint.keep=100"),
-        *("strategy.threads=1", "strategy.precision=fp32", "optim.text_encoder_lr=1e-4"),
-        *("monitor.flush_every_steps=1", "monitor.heartbeat_s=0.2", "monitor.samples.every_steps=0"),
-        *("monitor.tensorboard=false", "monitor.wandb.mode=disabled"),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +53,7 @@ def reference(make_scene: MakeScene, tmp_path_factory: pytest.TempPathFactory) -
         key = (overrides, processes)
         if key not in made:
             made[key] = make_scene(tmp_path_factory.mktemp("reference"), *overrides, processes=processes).finish()
+            assert_continuous(made[key], STEPS)
         return made[key]
 
     return run

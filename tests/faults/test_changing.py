@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.indexing import index_folder
 from finetune.data.index import Index
-from tests.faults.scene import Scene, assert_continuous, assert_same, assert_same_draws, metrics
+from tests.faults.scene import STEPS, Scene, assert_continuous, assert_same, assert_same_draws, metrics
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -21,7 +21,7 @@ def test_changed_config(scene: Scene, whole: Path) -> None:
     assert "run.accept_changes=true" in sentence
     assert "optim.lr  was 0.001, is 0.01" in scene.said[before:]
     run = scene.finish("optim.lr=1e-2", "run.accept_changes=true", "monitor.heartbeat_s=0.3")
-    assert_continuous(run)
+    assert_continuous(run, STEPS)
     assert_same_draws(run, whole)
     assert [line["lr"]["unet"] for line in metrics(run)[9:]] == pytest.approx(
         [10 * line["lr"]["unet"] for line in metrics(whole)[9:]]
