@@ -34,7 +34,7 @@ class Kill:
     """When the processes are killed, and how."""
 
     step: int
-    """After so many steps; 0 or what is done already is while the run starts."""
+    """After so many steps, or as soon as it goes on if these are done; 0 is while the run starts."""
     delay_s: float
     """And a moment later."""
     how: str
@@ -66,7 +66,12 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 def done_steps(scene: Scene) -> int:
     """Steps that the run says to have done."""
-    return scene.status["step"] if (scene.run / "status.json").exists() else 0
+    return int(scene.status["step"]) if (scene.run / "status.json").exists() else 0
+
+
+def trains(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
+    """Whether it is this launch that says it."""
+    return (scene.run / "status.json").exists() and scene.status["pid"] in workers(process.pid)
 
 
 def kill(process: subprocess.Popen[bytes], how: str) -> None:
@@ -88,7 +93,7 @@ def go_through(scene: Scene, kills: list[Kill]) -> list[int]:
     for i, each in enumerate(kills, 1):
         process = scene.start()
         began = time.monotonic()
-        while process.poll() is None and done_steps(scene) < each.step:
+        while process.poll() is None and each.step and not (trains(scene, process) and done_steps(scene) >= each.step):
             time.sleep(0.01)
         time.sleep(each.delay_s)
         if process.poll() is not None:
