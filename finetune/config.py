@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from finetune.checkpoint.config import CheckpointConfig
+from finetune.checkpoint.export_config import ExportConfig, check_cadence
 from finetune.checks import check_choice
 from finetune.data.config import DataConfig
 from finetune.data.prompts.config import CaptionsConfig
@@ -87,6 +88,7 @@ class Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     resume: str = "auto"
@@ -135,15 +137,27 @@ def check(config: Config, world: int) -> None:
     """
     if world > 1 and config.strategy.name == "single":
         raise UserError(
-            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds all, "
-            "or strategy=zero2"
+            f"strategy=single trains in one process but {world} were started: use strategy=ddp, where every GPU holds "
+            "all, or strategy=zero2"
         )
+    check_cadence(config.export, config.checkpoint.every_steps)
+    _check_watchdog(config)
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:
         _check_shared(config.train.global_batch, phase.micro_batch, world)
         _check_sharded(phase.optim.name, config.strategy.name)
     _check_samples(config.monitor.samples, max(phase.buckets.max_side_px for phase in unfolded), config.diffusion)
+
+
+def _check_watchdog(config: Config) -> None:
+    """What waits for data has to say so before it counts as a rank that has stopped, and that before all give up."""
+    stall_s, told_s, given_up_s = config.health.stall_s, config.data.cache.alert_after_s, config.strategy.timeout_s
+    if stall_s and not told_s < stall_s < given_up_s:
+        raise UserError(
+            f"health.stall_s is {stall_s:g}: use 0 to watch no rank, or a number above data.cache.alert_after_s "
+            f"({told_s:g}) and below strategy.timeout_s ({given_up_s})"
+        )
 
 
 def _check_samples(samples: SamplesConfig, longest_px: int, diffusion: DiffusionConfig) -> None:

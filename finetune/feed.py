@@ -132,6 +132,10 @@ class Feed:
         self._dataset = self._at_border()
         self._adopt(journal)
 
+    def remember(self, journal: Journal) -> None:
+        """Go on with a journal that says more of bad steps; what it replaces holds for micro-batches asked for anew."""
+        self.journal = journal
+
     def micro_batches(
         self, steps: range, tokenizer: Tokenizer, latents: LatentShape, diffusion: DiffusionConfig
     ) -> MicroBatches:

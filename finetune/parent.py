@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What asks a run to stop."""
 LAUNCHER_GONE = signal.SIGUSR2
 """What the kernel tells a worker when its launcher has died. As long as nothing handles it, it ends the process."""

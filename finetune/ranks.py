@@ -34,4 +34,4 @@ def decided(ranks: Ranks, decide: Callable[[], T]) -> T:
     verdict = ranks.gather(verdict)[0]
     if isinstance(verdict, UserError):
         raise verdict
-    return verdict  # type: ignore[return-value]
+    return verdict

@@ -1,34 +1,27 @@
-"""The run: build its parts in the order in which they are needed, then the loop. Start reading here."""
+"""The run: open its parts, then the loop. Start reading here."""
 
+import math
 import time
-from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune.checkpoint.export import build_pipeline, export
-from finetune.checkpoint.resume import check_identity, package_versions
-from finetune.checkpoint.store import Checkpoint, CheckpointStore
-from finetune.config import Config, phases, plan_settings, policies, resolved
-from finetune.data.loader import LatentShape
+from finetune.checkpoint.export import export
+from finetune.checkpoint.store import Marks
+from finetune.config import Config
 from finetune.data.preparer import BadSample
-from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
-from finetune.distributed.fragments import saved_parameters
-from finetune.engine import Engine
-from finetune.errors import UserError
-from finetune.feed import Batches, Feed
-from finetune.model.assemble import Trainee
-from finetune.model.families import load_components
-from finetune.model.text import PromptTokenizer, load_tokenizers
-from finetune.monitor.samples import sample_grid
-from finetune.monitor.watch import Watch
-from finetune.optim.optimizers import check_optimizer
-from finetune.phases import Phase, Phases
-from finetune.step import TrainingStep, trial_batch
-from finetune.validation import Fixed, choose, validate
+from finetune.errors import Preempted
+from finetune.feed import Batches
+from finetune.health.judge import Verdict
+from finetune.health.slow import slow
+from finetune.lifecycle.signals import StopSignals
+from finetune.looks import look
+from finetune.monitor.metrics import Values
+from finetune.opening import Opening, opened
+from finetune.recovery import Recovery
+from finetune.saving import Saving
+from finetune.stopwatch import Stopwatch
 
 
 def train(config: Config) -> None:
@@ -36,214 +29,151 @@ def train(config: Config) -> None:
 
     Raises:
         UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
+        Preempted: the run was asked to stop, and has saved its state.
     """
-    run = Run(config)
+    distributed = Distributed(config.strategy)
     try:
-        start = run.begin()
-        with run.watch(start) as watch:
-            run.fit(start, watch)
-            run.finish(watch)
+        with opened(config, distributed) as opening, StopSignals() as signals:
+            run = Run(opening, signals)
+            run.fit()
+            run.finish()
     finally:
-        run.distributed.close()
+        distributed.close()
 
 
 class Run:
-    """The parts of a run, as one rank sees them."""
+    """The loop of a run, as one rank goes through it."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.distributed = Distributed(config.strategy)
-        self.found: list[tuple[str, str]] = []
-        channel = self.distributed.side_channel()
-        self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoint, channel)
-        self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, self.distributed)
-        self.checkpoint = self.find_checkpoint()
-        self.take_up_data()
-        unfolded = phases(config)
-        self.phases = Phases(unfolded, self.feed.plan)
-        for number, phase in enumerate(unfolded, 1):
-            check_optimizer(phase.optim)
-            if config.data.held_out:
-                self.held_out(self.phases.span(number).start)
+    def __init__(self, opening: Opening, signals: StopSignals) -> None:
+        self.opening = opening
+        self.parts, self.watch, self.pulse = opening.parts, opening.watch, opening.pulse
+        self.config, self.distributed, self.feed = opening.parts.config, opening.parts.distributed, opening.parts.feed
+        self.signals = signals
+        self.saving = Saving(opening)
+        self.recovery = Recovery(opening, self.saving)
+        self.bad: list[BadSample] = []
+        self.own_s: list[float] = []
+        """Of every step since the last flush, the seconds in which this rank did not wait for others."""
+        self.stopping = self.save_failed = False
+        """What some rank said with the last step."""
 
-        tokenizers = load_tokenizers(config.model)
-        self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
-        self.feed.check_prompts(self.tokenizer)
-        self.objective = Objective(config.diffusion).to(self.distributed.device)
-        components = load_components(config.model)
-        self.latents = LatentShape(components.latent_channels, components.vae_factor)
-        self.trainee = Trainee(components)
-        self.prompt_encoder = components.prompt_encoder
-        saved = saved_parameters(self.trainee, *self.checkpoint.ranks) if self.checkpoint else {}
-        batch = config.train.global_batch
-        self.engine = Engine(self.trainee, unfolded, self.distributed, config.ema, global_batch=batch, saved=saved)
-        self.vae = components.vae.to(self.distributed.device).eval().requires_grad_(False)
-        self.pipeline = build_pipeline(components, config.diffusion)
+    def fit(self) -> None:
+        """Train to the run's end, stretch by stretch: at the borders between them the data or the phase may change."""
+        step = self.parts.done
+        if self.saving.owes_a_look:
+            self.look(step)
+        while step < self.parts.total_steps:
+            stretch = self.stretch(step)
+            step = self.train_through(stretch)
+            if step == stretch.stop and step < self.parts.total_steps:
+                self.cross(step)
 
-    def find_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint of the run. Raises UserError where there is one and resume=never."""
-        checkpoint = self.store.newest(lambda kind, sentence: self.found.append((kind, sentence)))
-        if checkpoint and self.config.resume == "never":
-            raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-        return checkpoint
+    def stretch(self, start: int) -> range:
+        """The steps from `start` to the next border of the data or of a phase."""
+        phase_end = self.parts.phases.span(self.parts.phases.number(start)).stop
+        return range(start, min(self.feed.border(start) or phase_end, phase_end))
 
-    def take_up_data(self) -> None:
-        """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on."""
-        if self.checkpoint is None:
-            self.feed.begin(None, 0)
-        else:
-            self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
-            check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
+    def train_through(self, steps: range) -> int:
+        """Train the steps of a stretch, up to its end or until the data has to be taken up anew; the step to go on
+        with."""
+        with self.parts.batches(steps) as batches:
+            for step in steps:
+                batches.reached(step)
+                verdict = self.train_step(step, batches)
+                if verdict.rolls_back:
+                    self.flush(step + 1)
+                    return self.recovery.roll_back(step, verdict, steps.stop)
+                quarantined = self.recovery.quarantine(step, verdict)
+                self.attend(step + 1)
+                if quarantined:
+                    return step + 1
+        return steps.stop
 
-    def begin(self) -> int:
-        """Build what trains first, try it out, and load the checkpoint that was found; the steps that it has done."""
-        start = self.checkpoint.step if self.checkpoint else 0
-        self.build(self.phases.at(start))
-        self.trial(start)
-        if self.checkpoint:
-            self.distributed.load_state(*self.checkpoint.ranks)
-        return start
-
-    def build(self, phase: Phase) -> None:
-        """Make the optimizer of a phase and wrap the model for it."""
-        wrapped = self.engine.build(phase)
-        self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
-
-    def trial(self, start: int) -> None:
-        """Take a step of the most pixels that any phase from here on has, with the longest prompt, and forget it, so
-        that memory runs out in the first minute or, unless a later phase keeps more state, never. Raises UserError
-        where it does, or where the model gives no finite loss."""
-        micro_batch, width, height = self.feed.plan.largest(start)
-        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
-        try:
-            loss = self.step.loss(batch.to(self.distributed.device))
-            self.distributed.rehearse(loss)
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"a micro-batch of {micro_batch} pictures of {width}×{height} px with the longest prompt does not fit "
-                "into the GPU's memory: lower train.micro_batch, set model.gradient_checkpointing=true, or train fewer "
-                "pixels (data=px512)"
-            ) from error
-        if not torch.isfinite(loss):
-            raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
-
-    def watch(self, start: int) -> Watch | nullcontext[None]:
-        """What watches the run; nothing on ranks other than the first."""
-        if not self.distributed.is_main:
-            return nullcontext()
-        watch = Watch(
-            self.config.run_folder,
-            self.config.run.name,
-            self.config.monitor,
-            resolved(self.config),
-            self.feed.journal,
-            notes=self.feed.notes,
-            done_steps=start,
-            total_steps=self.phases.total_steps,
-            global_batch=self.config.train.global_batch,
-            max_bad_share=self.config.data.max_bad_share,
-        )
-        watch.phase(start, self.phases.number(start), self.phases.at(start).facts)
-        for source, forms in self.feed.forms(self.feed.plan.epoch_of_step(start)).items():
-            watch.event("prompts", source=source, **forms)
-            watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
-        if advice := self.objective.neglect:
-            watch.event("objective", advice=advice)
-            watch.say(f"loss     {advice}")
-        for kind, sentence in self.found:
-            watch.event(kind, reason=sentence)
-            watch.say(f"{kind}: {sentence}")
-        return watch
-
-    def fit(self, start: int, watch: Watch | None) -> None:
-        """Train from step `start` to the last, stretch by stretch: at the borders between them the data or the phase
-        may change."""
-        bad: list[BadSample] = []
-        if start == 0:
-            self.look(0, watch)
-        while start < (total := self.phases.total_steps):
-            phase_end = self.phases.span(self.phases.number(start)).stop
-            stretch = range(start, min(self.feed.border(start) or total, phase_end))
-            with self.batches(stretch) as batches:
-                for step in stretch:
-                    batches.reached(step)
-                    self.train_step(step, batches, bad, watch)
-            start = stretch.stop
-            if start < total:
-                self.flush(bad, watch)
-                self.renew(start, watch)
-                self.enter(start, watch)
-
-    def train_step(self, step: int, batches: Batches, bad: list[BadSample], watch: Watch | None) -> None:
-        """Train a step counted from 0, and do what is due after it."""
+    def train_step(self, step: int, batches: Batches) -> Verdict:
+        """Train a step counted from 0, unless it turns out to be bad."""
         began = time.perf_counter()
-        loss, waited_s = self.accumulate(batches, bad)
-        rates = self.engine.rates(self.phases.at(step), step, self.phases.total_steps)
-        grad_norm = self.distributed.gradient_norm()
-        self.distributed.step(list(rates.values()))
-        done, total = step + 1, self.phases.total_steps
-        if watch:
-            values = self.metrics(step, loss, grad_norm, rates)
-            seconds = {"data_wait_s": waited_s, "step_s": time.perf_counter() - began}
-            watch.record({**values, **seconds}, self.feed.plan.step(step))
-        saves = done % self.config.checkpoint.every_steps == 0 or done == total
-        if saves or done % self.config.monitor.flush_every_steps == 0:
-            self.flush(bad, watch)
-        self.look(done, watch)  # before saving: what is done again after a kill is looked at again
-        if saves:
-            self.save(done, watch)
+        self.opening.start.step = step
+        loss, waited_s, forward = self.accumulate(step, batches)
+        self.pulse.at(step, "update")
+        norm = self.distributed.gradient_norm().view(1)
+        shared = self.distributed.share(loss, (self.signals.requested, self.saving.store.failed))
+        # The step's one wait for the device: whether the update may be made has to be known before it is.
+        mean_loss, stops, failures, total_norm = torch.cat((shared, norm)).tolist()
+        self.stopping, self.save_failed = stops > 0, failures > 0
+        self.own_s.append(waited_s + forward.seconds())
 
-    def batches(self, steps: range) -> AbstractContextManager[Batches]:
-        """This rank's micro-batches of some steps."""
-        return self.feed.batches(
-            steps,
-            self.tokenizer,
-            self.latents,
-            diffusion=self.config.diffusion,
-            pin=self.distributed.device.type == "cuda",
-        )
+        verdict = self.recovery.judge(step, mean_loss, total_norm)
+        rates = self.parts.engine.rates(self.parts.phases.at(step), step, self.parts.total_steps)
+        if verdict.reason is None:
+            self.distributed.step(list(rates.values()))
+            self.saving.updates += math.isfinite(total_norm)  # fp16 leaves out what overflows
+        else:
+            self.distributed.skip()
+        if self.watch:
+            values = self.metrics(step, mean_loss, total_norm, rates)
+            values |= {"skipped": int(verdict.reason is not None), "updates": self.saving.updates}
+            values |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - began}
+            self.watch.record(values, self.feed.plan.step(step))
+        return verdict
 
-    def renew(self, step: int, watch: Watch | None) -> None:
-        """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
-        try:
-            journal = self.feed.changes(step, lambda plan: Phases(phases(self.config), plan))
-        except UserError as error:
-            if watch:
-                watch.event("data change passed over", step=step, reason=str(error))
-            return
-        if journal is None:
-            return
-        self.feed.renew(journal)
-        self.phases = Phases(phases(self.config), self.feed.plan)
-        if watch:
-            watch.data_changed(step, self.feed.journal, self.phases.total_steps)
-
-    def enter(self, step: int, watch: Watch | None) -> None:
-        """Go over to the phase of a step. What it can't train with as it is, is built anew from a checkpoint, as it
-        would be if the run had been killed here."""
-        phase, number = self.phases.at(step), self.phases.number(step)
-        if not self.engine.fits(phase):
-            checkpoint = self.save(step, watch)
-            self.build(phase)
-            self.distributed.load_state(*checkpoint.ranks)
-        if watch and step == self.phases.span(number).start:
-            watch.phase(step, number, phase.facts)
-
-    def accumulate(self, batches: Batches, bad: list[BadSample]) -> tuple[Tensor, float]:
-        """Add up one step's gradients. Returns its mean loss over all ranks, on the device, and the seconds that were
-        spent waiting for data; what could not be used is added to `bad`."""
-        losses, waited_s = [], 0.0
+    def accumulate(self, step: int, batches: Batches) -> tuple[Tensor, float, Stopwatch]:
+        """Add up one step's gradients on this rank. Returns its mean loss, on the device, the seconds that were spent
+        waiting for data, and what has timed the forward passes."""
+        losses, waited_s, forward = [], 0.0, Stopwatch(self.distributed.device)
         for i in range(self.distributed.accumulation):
+            self.pulse.at(step, "data")
             asked = time.perf_counter()
             batch = next(batches).to(self.distributed.device)
             waited_s += time.perf_counter() - asked
-            loss = self.step.loss(batch)
+            self.pulse.at(step, "forward")
+            with forward:
+                loss = self.parts.step.loss(batch)
+            self.pulse.at(step, "backward")
             self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
             losses.append(loss.detach())
-            bad += batch.bad
-        return self.distributed.mean(torch.stack(losses).mean()), waited_s
+            self.bad += batch.bad
+        return torch.stack(losses).mean(), waited_s, forward
 
-    def metrics(self, step: int, loss: Tensor, grad_norm: Tensor, rates: dict[str, float]) -> dict[str, Any]:
+    def attend(self, done: int) -> None:
+        """Do what is due after `done` steps."""
+        phases, saves = self.parts.phases, self.config.checkpoint.every_steps
+        border = done == phases.span(phases.number(done - 1)).stop
+        saving = border or self.stopping or done % saves == 0
+        if saving or done % self.config.monitor.flush_every_steps == 0:
+            self.flush(done)
+        # Before saving: what is done again after a kill is looked at again. A stop leaves no time for it.
+        validated = None if self.stopping else self.look(done)
+        if saving:
+            self.saving.save(done, Marks(border, validated), looked=not self.stopping)
+        self.saving.attend()
+        if self.save_failed:
+            self.saving.store.wait()
+        if self.stopping:
+            self.leave(done)
+
+    def leave(self, done: int) -> None:
+        """End the run as it was asked to."""
+        self.saving.finish(in_haste=True)
+        reasons = sorted({reason for reason in self.distributed.gather(self.signals.reason) if reason})
+        raise Preempted(
+            f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: start the same command again to "
+            "go on"
+        )
+
+    def cross(self, step: int) -> None:
+        """Go over a border: take in what has changed in the data, and go over to the phase of a step. What it can't
+        train with as it is, is built anew from the checkpoint, as it would be if the run had been killed here."""
+        self.flush(step)
+        self.opening.renew(step)
+        phase, number = self.parts.phases.at(step), self.parts.phases.number(step)
+        if not self.parts.engine.fits(phase):
+            checkpoint = self.saving.at(step)
+            self.parts.build(phase)
+            self.distributed.load_state(*checkpoint.ranks)
+        if self.watch and step == self.parts.phases.span(number).start:
+            self.watch.phase(step, number, phase.facts)
+
+    def metrics(self, step: int, loss: float, grad_norm: float, rates: dict[str, float]) -> Values:
         """The line of metrics.jsonl of a step counted from 0, but for its times."""
         done = step + 1
         return {
@@ -253,67 +183,31 @@ class Run:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": rates,
-            "phase": self.phases.number(step),
+            "phase": self.parts.phases.number(step),
         }
 
-    def flush(self, bad: list[BadSample], watch: Watch | None) -> None:
+    def flush(self, done: int) -> None:
         """Write what was recorded since the last flush."""
-        gathered = self.distributed.gather(bad)
-        if watch:
-            watch.flush(chain.from_iterable(gathered))
-        bad.clear()
+        gathered = self.distributed.gather((self.bad, self.own_s))
+        if self.watch:
+            self.watch.flush(one for bad, _ in gathered for one in bad)
+            factor = self.config.health.slow_factor
+            self.watch.slow_ranks(done, slow([seconds for _, seconds in gathered], factor))
+        self.bad, self.own_s = [], []
 
-    def save(self, done: int, watch: Watch | None) -> Checkpoint:
-        """Save a checkpoint after `done` steps, unless that has been done; the newest one."""
-        if self.checkpoint is None or self.checkpoint.step != done:
-            journal = self.feed.journal.to_plain()
-            meta = {"identity": self.feed.identity(done), "journal": journal, "packages": package_versions()}
-            self.store.save(done, self.distributed.state(), meta)
-            self.checkpoint = self.store.wait()
-            assert self.checkpoint
-            if watch:
-                watch.saved(done, self.checkpoint.folder)
-        return self.checkpoint
+    def look(self, done: int) -> float | None:
+        """Validate and draw samples where that is due after `done` steps; the validation's loss."""
+        return look(self.parts, self.watch, self.pulse, done)
 
-    def look(self, done: int, watch: Watch | None) -> None:
-        """Validate and draw samples where that is due after `done` steps."""
-        last = done == self.phases.total_steps
-        samples, validation = self.config.monitor.samples, self.config.monitor.validation
-        validates = self.config.data.held_out and due(done, validation.every_steps, last=last)
-        draws = samples.prompts and due(done, samples.every_steps, last=last)
-        if not (validates or draws):
-            return
-        with self.distributed.evaluation_weights():
-            if validates:
-                self.validate(done, watch)
-            if watch and draws:  # the other ranks wait at their next collective
-                autocast = self.distributed.autocast()
-                watch.grid(done, sample_grid(self.pipeline, self.tokenizer, self.prompt_encoder, samples, autocast))
-
-    def validate(self, done: int, watch: Watch | None) -> None:
-        """Take the loss on the samples that are held out."""
-        began = time.perf_counter()
-        step = TrainingStep(self.trainee, self.vae, self.objective, self.distributed.autocast())
-        batches = self.feed.micro_batches(range(0), self.tokenizer, self.latents, self.config.diffusion)
-        found = validate(self.held_out(max(done - 1, 0)), batches, step.errors, self.distributed)
-        if watch:
-            watch.validated(done, {**found, "seconds": time.perf_counter() - began})
-
-    def held_out(self, step: int) -> list[Fixed]:
-        """What is validated in the phase of a step. Raises UserError where there is nothing."""
-        count, timesteps = self.config.monitor.validation.samples, self.config.diffusion.timesteps
-        return choose(self.feed.plan, self.feed.sources, self.feed.plan.epoch_of_step(step), count, timesteps)
-
-    def finish(self, watch: Watch | None) -> None:
+    def finish(self) -> None:
         """Export the model and draw the curves."""
+        self.saving.finish(in_haste=False)
+        self.pulse.at(self.parts.total_steps, "exporting")
         with self.distributed.evaluation_weights():
-            if watch:
-                folder = watch.folder / "export"
-                export(self.pipeline, folder, model=self.config.model, steps=self.phases.total_steps)
-                watch.say(f"curves   {watch.curves()}\nsamples  {watch.folder / 'samples'}\nmodel    {folder}")
+            if self.watch:
+                folder = self.watch.folder / "export"
+                export(self.parts.pipeline, folder, model=self.config.model, steps=self.parts.total_steps)
+                self.watch.say(
+                    f"curves   {self.watch.curves()}\nsamples  {self.watch.folder / 'samples'}\nmodel    {folder}"
+                )
         self.distributed.barrier()
-
-
-def due(done: int, every_steps: int, *, last: bool) -> bool:
-    """Whether what is done every so many steps, at the start and at the end, is due; 0 is never."""
-    return bool(every_steps) and (done % every_steps == 0 or last)

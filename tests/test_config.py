@@ -6,6 +6,7 @@ from finetune.config import BatchConfig, Config, RunConfig, check, plan_settings
 from finetune.data.config import DataConfig
 from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
+from finetune.health.config import HealthConfig
 from finetune.model.config import ModelConfig
 from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.phases import PhaseConfig
@@ -32,6 +33,18 @@ def test_worlds_that_divide_the_step_are_allowed(world: int) -> None:
 def test_a_world_that_does_not_divide_the_step_is_refused_with_those_that_do(world: int) -> None:
     with pytest.raises(UserError, match=f"shared by {world} processes: start one of 1, 2, 3, 4, 6, 12"):
         check(config(), world)
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "fits"), [(0.0, True), (61.0, True), (60.0, False), (1799.0, True), (1800.0, False)]
+)
+def test_a_rank_that_stops_is_told_from_one_that_waits_for_data(stall_s: float, fits: bool) -> None:
+    given = config(health=HealthConfig(stall_s=stall_s))
+    if fits:
+        check(given, 1)
+        return
+    with pytest.raises(UserError, match=r"health\.stall_s is .*above data.* \(60\) and below .*1800"):
+        check(given, 1)
 
 
 def test_every_phase_s_micro_batches_have_to_be_shared() -> None:

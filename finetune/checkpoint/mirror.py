@@ -5,6 +5,7 @@ manifest is whole, and half a copy is never taken for one.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,19 @@ class Mirror:
         self.url = url.rstrip("/") if is_remote(url) else f"file://{Path(url).expanduser().absolute()}"
         self._remote = Remote(TIMEOUT_S)
         self._patience = patience or Patience()
+
+    def check(self) -> None:
+        """Raise UserError where nothing can be written there."""
+        probe = f"{self.url}/probe"
+        try:
+            with tempfile.NamedTemporaryFile() as empty:
+                self._put(Path(empty.name), probe)
+            self._remote.remove(probe)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint.upload: {redacted(self.url)} cannot be written ({redacted(str(error))}): see to the address "
+                "and the rights, or set checkpoint.upload=null"
+            ) from error
 
     def manifests(self) -> dict[str, str]:
         """The text of every copy's manifest by the checkpoint's name, oldest first."""

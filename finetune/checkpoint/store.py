@@ -143,13 +143,13 @@ class CheckpointStore:
 
     def check_room(self, needed_bytes: int) -> None:
         """Check that the folder can be written, is one for all ranks, and has room for two checkpoints; for one where
-        each one that is saved makes another go.
+        each one that is saved makes another go. At the start of a run, check that copies can be written as well.
 
         Args:
             needed_bytes: of a checkpoint, over all ranks.
 
         Raises:
-            UserError: it cannot, is not, or has not.
+            UserError: something of this is not so.
         """
         what = "a checkpoint"
 
@@ -171,6 +171,8 @@ class CheckpointStore:
                     f"GiB: there has to be room for {more} beside the {there} that lie there; make room, or set "
                     "run.folder to another disk"
                 )
+            if self._mirror and not there:  # later it is no reason to stop
+                self._mirror.check()
 
         on_main(self._ranks, make)
         on_all(self._ranks, probe)

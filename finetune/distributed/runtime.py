@@ -100,7 +100,8 @@ class Distributed:
         self._resting = self._engine.resting(resting)
         self._flats = [*self._engine.flats, *self._resting]
         self._ema = Ema(ema, self._flats) if ema.decay else None
-        return self._engine.model
+        wrapped: nn.Module = self._engine.model
+        return wrapped
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes; a context that can be entered again and again."""
@@ -161,16 +162,19 @@ class Distributed:
         """Whether gradients may be infinite though nothing is wrong (fp16), and `step` is to learn of it."""
         return self._scale is not None
 
-    def rehearse(self, loss: Tensor) -> None:
-        """Take the step of a loss at rate 0, whatever the optimizer makes of that, and leave no trace of it."""
+    def rehearse(self, loss: Tensor) -> RankState:
+        """Take the step of a loss at rate 0, whatever the optimizer makes of that, and leave no trace of it. Returns
+        what would be saved after it."""
         engine = self._prepared
         kept = [flat.values.to("cpu", copy=True) for flat in engine.flats]
         engine.backward(loss, last=True)
         self.step([0.0] * len(engine.optimizer.param_groups))
+        state = self.state()
         for flat, values in zip(engine.flats, kept, strict=True):
             flat.values.copy_(values)
         engine.publish()
         self.discard_optimizer_state()
+        return state
 
     def discard_optimizer_state(self) -> None:
         """Forget all that steps leave behind beside the weights, as if none had been taken."""

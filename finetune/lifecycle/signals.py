@@ -16,7 +16,7 @@ whole group of processes as well."""
 
 
 class StopSignals:
-    """Within it the first SIGTERM, SIGINT or SIGUSR1 only sets `requested`, and a later one ends the process at once.
+    """Within it the first signal that asks for it only sets `requested`, and a later one ends the process at once.
 
     Enter it in the main thread. Signals are taken by a thread of their own, so that the second one works while the main
     thread waits for other ranks. After a request it stays in force till the process ends, so that an echo does no harm.
@@ -43,6 +43,8 @@ class StopSignals:
         # it calls them only once the main thread is out of whatever it waits for.
         self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         self._handlers: dict[int, Any] = {number: signal.signal(number, _nothing) for number in _HANDLED}
+        if self._handlers[signal.SIGHUP] is signal.SIG_IGN:  # by nohup
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 

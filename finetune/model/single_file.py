@@ -122,7 +122,7 @@ def save_single_file(
         key, held = origins[name]
         return _stored(name, [weights.read(key, each) for each in held])
 
-    shapes: dict[str, Sequence[int]] = {marker: (0,) for marker in markers}
+    shapes: dict[str, Sequence[int]] = dict.fromkeys(markers, (0,))
     shapes |= {name: tensor.shape for name, tensor in stored_tensors(weights.parts).items()}
     write_tensors(path, shapes, read, weights.dtype, metadata or {}, hash_key=HASH)
 

@@ -1,11 +1,9 @@
 """metrics.jsonl: one line per optimizer step, each step once."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from finetune.monitor.files import append_lines, read_lines, replace_text
 
@@ -13,24 +11,19 @@ Values = dict[str, Any]
 
 
 class MetricsLog:
-    """Steps are recorded as they happen, without waiting for the device, and written in batches."""
+    """Steps are recorded as they happen, and written in batches."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pending: list[Values] = []
 
     def record(self, values: Values) -> None:
-        """Keep one step's values; scalar tensors stay where they are until the flush."""
+        """Keep one step's values."""
         self._pending.append(values)
 
     def flush(self) -> list[Values]:
-        """Read all tensors from the device at once and write the pending lines; what was written."""
-        tensors = [v for values in self._pending for v in values.values() if isinstance(v, Tensor)]
-        numbers = iter(torch.stack([t.detach().float() for t in tensors]).tolist() if tensors else ())
-        lines = [
-            {key: next(numbers) if isinstance(value, Tensor) else value for key, value in values.items()}
-            for values in self._pending
-        ]
+        """Write the pending lines; what was written. What is not finite has no name in JSON, and is null."""
+        lines = [{key: _written(value) for key, value in values.items()} for values in self._pending]
         append_lines(self._path, lines)
         self._pending.clear()
         return lines
@@ -45,3 +38,7 @@ class MetricsLog:
         kept = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
         replace_text(self._path, "".join(kept))
         return len(later)
+
+
+def _written(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,6 +17,7 @@ from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
 from finetune.errors import Preempted, UserError
 from finetune.flat import Changes, differences, flattened
+from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
 from finetune.monitor.events import EventLog
@@ -29,6 +30,8 @@ from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
 
 SPEED_WINDOW_STEPS = 50
+EVENTS = "events.jsonl"
+"""Of a run's folder."""
 
 
 class Watch:
@@ -65,16 +68,16 @@ class Watch:
         self._excluded = 0
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
-        self._events = EventLog(folder / "events.jsonl")
+        self._events = EventLog(folder / EVENTS)
         changes = self._save_recipe(recipe, done_steps)
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._validation = MetricsLog(folder / "validation.jsonl")
         self._ledger = Ledger(folder / "ledger")
-        superseded = self._metrics.supersede(done_steps)
-        self._validation.supersede(done_steps)
-        self._ledger.supersede(done_steps)
+        superseded = self._take_back(done_steps)
         self._notes = notes
         self._paused = False
+        self._skipped = len(journal.skips)
+        self._slow: set[int] = set()
         for note in notes.glob("*.json"):  # of processes that were killed
             note.unlink()
         self._keep_journal(journal)
@@ -125,7 +128,7 @@ class Watch:
         self._progress.say(text)
 
     def record(self, values: Values, micro_batches: list[MicroBatch]) -> None:
-        """Keep a step's values and draws until the next flush; does not wait for the device."""
+        """Keep a step's values and draws until the next flush."""
         self._step_times.append(values["step_s"])
         images_per_s = self._global_batch * len(self._step_times) / sum(self._step_times)
         self._metrics.record({**values, "images_per_s": images_per_s})
@@ -139,7 +142,6 @@ class Watch:
 
         Raises:
             UserError: more samples than the recipe allows could not be used.
-            FloatingPointError: the loss is not finite; no checkpoint is saved of such a model.
         """
         for one in bad:
             self._ledger.substitute(one.step, one.slot, one.substitute)
@@ -180,10 +182,41 @@ class Watch:
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
         self.say(f"phase {number} from step {step + 1:,} on: {told}")
 
-    def saved(self, step: int, checkpoint: Path) -> None:
-        """Note a checkpoint."""
+    def saved(self, step: int, checkpoint: Path, seconds: float) -> None:
+        """Note a checkpoint, written in so many seconds beside the training."""
         self._status.update(checkpoint=checkpoint.name)
-        self.event("checkpoint", step=step, name=checkpoint.name)
+        self.event("checkpoint", step=step, name=checkpoint.name, seconds=round(seconds, 3))
+
+    def exported(self, step: int, path: Path, seconds: float, error: str | None) -> None:
+        """Note what has come of an export beside the training."""
+        self.event("export", step=step, path=str(path), seconds=round(seconds, 3), error=error)
+        self.say(f"export of step {step:,} failed: {error}" if error else f"export of step {step:,}: {path}")
+
+    def skipped(self, step: int, reason: str, keys: list[str]) -> None:
+        """Note a step that changed nothing, and the samples that were drawn in it."""
+        self._skipped += 1
+        self._status.update(skipped_steps=self._skipped)
+        self.event("skipped", step=step, reason=reason, keys=keys)
+        self.say(f"step {step:,} changed nothing: {reason}")
+
+    def rolled_back(self, step: int, to: int, reason: str) -> None:
+        """Note that the weights are those after `step` steps again, and that the run goes on after step `to`; what was
+        written of the steps in between is moved aside."""
+        superseded = self._take_back(step)
+        self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
+        self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
+        self._trackers.alert("rolled back", reason)
+
+    def slow_ranks(self, step: int, found: list[Slow]) -> None:
+        """Note which ranks hold up the others; nothing while they are the same ones."""
+        ranks = {one.rank for one in found}
+        if found and ranks != self._slow:
+            told = ", ".join(
+                f"rank {one.rank} ({one.seconds:.2f} s a step, the others {one.others:.2f} s)" for one in found
+            )
+            self.event("slow rank", step=step, ranks=[one._asdict() for one in found])
+            self.say(f"slow: {told}")
+        self._slow = ranks
 
     def data_changed(self, step: int, journal: Journal, total_steps: int) -> None:
         """Note that another edition of the data, or another exclusion, holds from now on."""
@@ -198,6 +231,13 @@ class Watch:
         """Draw the whole run's curves."""
         lines, validation = (read_lines(self.folder / f"{name}.jsonl") for name in ("metrics", "validation"))
         return draw_curves(lines, validation, self.folder / "curves.png")
+
+    def _take_back(self, step: int) -> int:
+        """Take back what was written of the steps beyond `step`; how many metric lines that were."""
+        superseded = self._metrics.supersede(step)
+        self._validation.supersede(step)
+        self._ledger.supersede(step)
+        return superseded
 
     def _keep_journal(self, journal: Journal) -> None:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
@@ -240,7 +280,8 @@ class Watch:
         eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
         shown = {key: line[key] for key in ("step", "loss", "images_per_s", "epoch")}
         self._status.update(eta_s=eta_s, bad_samples=self._bad.total(), excluded_draws=self._excluded, **shown)
-        self._progress.update(line["step"], line["loss"], line["images_per_s"], eta_s)
+        loss = float("nan") if line["loss"] is None else line["loss"]
+        self._progress.update(line["step"], loss, line["images_per_s"], eta_s)
 
     def _judge(self, lines: list[Values]) -> None:
         self._drawn += len(lines) * self._global_batch
@@ -250,9 +291,6 @@ class Watch:
                 f"{self._bad.total()} of {self._drawn} samples could not be used ({reasons}): they are listed in "
                 f"{self.folder / 'events.jsonl'}; mend the data or raise data.max_bad_share"
             )
-        for line in lines:
-            if not abs(line["loss"]) < float("inf"):
-                raise FloatingPointError(f"the loss of step {line['step']} is {line['loss']}")
 
 
 def recipe_step(path: Path) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from finetune.checkpoint.store import MANIFEST, Checkpoint, finished, newest_checkpoint
+from finetune.checkpoint.manifest import MANIFEST
+from finetune.checkpoint.store import Checkpoint, finished, newest_checkpoint
 from finetune.config import Config
 from finetune.errors import UserError
 from finetune.monitor.watch import recipe_step

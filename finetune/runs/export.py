@@ -11,7 +11,8 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from finetune.checkpoint.export_config import DTYPES, TYPES, export_name
-from finetune.checkpoint.store import MANIFEST, Checkpoint
+from finetune.checkpoint.manifest import MANIFEST
+from finetune.checkpoint.store import Checkpoint
 from finetune.checks import check_choice
 from finetune.config import Config
 from finetune.errors import UserError
@@ -63,7 +64,7 @@ def export(
     out = out or run / "export" / export_name(run.resolve().name, checkpoint.step, form)
     check_out(out, form)
     for sentence in write(run, checkpoint, out, form=form, dtype=dtype, average=average):
-        Console().print(sentence)
+        Console().print(sentence, soft_wrap=True)
 
 
 def check_out(out: Path, form: str) -> None:

@@ -234,6 +234,26 @@ def test_a_damaged_checkpoint_is_replaced_by_its_copy(tmp_path: Path, far: Path)
     assert found.step == 10
 
 
+def test_a_place_that_cannot_be_written_is_told_at_the_start_of_a_run(
+    tmp_path: Path, far: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    open_store(tmp_path, far).check_room(1)
+    assert not list((far / "run" / "checkpoints").iterdir())
+    store = open_store(tmp_path / "other", far)
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "put", lambda *_: (_ for _ in ()).throw(PermissionError("denied")))
+        with pytest.raises(UserError, match=r"checkpoint\.upload: file://.* cannot be written \(denied\)"):
+            store.check_room(1)
+        store.save(5, {}, {})
+        store.drain()
+        store.check_room(1)  # a run that has begun goes on
+
+
+def test_an_address_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nonsense:// cannot be read"):
+        taken(tmp_path, "nonsense://bucket")
+
+
 def test_copies_that_cannot_be_read_are_no_reason_to_begin_anew(
     tmp_path: Path, far: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:

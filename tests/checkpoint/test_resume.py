@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from finetune.checkpoint.resume import check_identity, package_versions
+from finetune.checkpoint.resume import check_identity, check_model, package_versions, parameter_shapes
 from finetune.checkpoint.store import Checkpoint
 from finetune.data.config import BucketsConfig, DataConfig, SourceConfig
 from finetune.data.shapes import PlanSettings, Shape
@@ -59,4 +60,31 @@ def test_what_does_not_change_the_plan_may_change() -> None:
 
 
 def test_versions_name_what_results_depend_on() -> None:
-    assert {"torch", "deepspeed", "diffusers", "bitsandbytes"} <= set(package_versions())
+    assert {"longhaul", "torch", "deepspeed", "diffusers", "bitsandbytes"} <= set(package_versions())
+
+
+def test_another_plan_is_refused_with_what_to_do() -> None:
+    old = checkpoint_of(DATA, BASE)
+    old.meta["identity"]["plan_version"] -= 1
+    with pytest.raises(
+        UserError, match=r"step-5 was saved by .* whose plan \(\d+\) .* finish the run with the version"
+    ):
+        check_identity(old, plan_identity(DATA, BASE, ()))
+
+
+def test_a_model_of_another_shape_is_refused_by_the_first_parameter_that_differs() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1, bias=False))
+    shapes = parameter_shapes(model)
+    assert shapes == {"0.weight": [3, 2], "0.bias": [3], "1.weight": [1, 3]}
+    saved = Checkpoint(Path("step-5"), 5, 1, {"model": shapes}, {})
+    check_model(saved, parameter_shapes(model))
+    for changed, sentence in (
+        (
+            nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1, bias=False)),
+            r"0\.weight was of shape \[3, 2\] .* \[4, 2\] now",
+        ),
+        (nn.Sequential(nn.Linear(2, 3)), r"1\.weight was of shape \[1, 3\] .* is not there now"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), r"1\.bias was not there .* is of shape \[1\] now"),
+    ):
+        with pytest.raises(UserError, match=f"{sentence}, so model.path is of another model: put it back"):
+            check_model(saved, parameter_shapes(changed))

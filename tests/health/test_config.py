@@ -3,7 +3,9 @@
 import math
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
+from finetune.config import Config, typed
 from finetune.errors import UserError
 from finetune.health.config import HealthConfig
 
@@ -31,3 +33,16 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, float], message: str
 
 def test_0_switches_off() -> None:
     HealthConfig(spike_z=0.0, max_rollbacks=0, quarantine_after=0, stall_s=0.0, slow_factor=0.0)
+
+
+def test_it_is_part_of_a_recipe() -> None:
+    given = {
+        "run": {"name": "test"},
+        "phases": [{"until": "1 epochs"}],
+        "model": {"path": "m"},
+        "data": {"shards": "s"},
+    }
+    for health in ({"spike_z": 6.0, "bad_in_a_row": 4}, {"stall_s": 30.0, "quarantine_after": 0}):
+        recipe = OmegaConf.merge(OmegaConf.structured(Config), {**given, "data": {"shards": "s"}, "health": health})
+        assert isinstance(recipe, DictConfig)
+        assert typed(recipe).health == HealthConfig(**health)  # type: ignore[arg-type]

@@ -52,12 +52,21 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_the_first_signal_asks_and_leaves_the_rest_to_the_loop(number: signal.Signals) -> None:
     with running(LOOP.format(then="raise SystemExit(75)")) as process:
         process.send_signal(number)
         assert line(process) == number.name
         assert process.wait(10) == 75
+
+
+def test_nohup_is_respected() -> None:
+    nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with running(nohup + LOOP.format(then="pass")) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert line(process) == "SIGTERM"
 
 
 def test_an_echo_of_the_first_signal_is_no_second_one_even_on_the_way_out() -> None:

@@ -1,17 +1,18 @@
 """The run's folder as a whole."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from finetune.data.journal import EXCLUDED, Edition, Journal, SourceState
 from finetune.data.preparer import BadSample
-from finetune.errors import UserError
+from finetune.errors import Preempted, UserError
+from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
@@ -43,7 +44,7 @@ def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr
 def record(watch: Watch, step: int, loss: float = 0.5) -> None:
     samples = np.arange(BATCH, dtype=np.uint64) + np.uint64(step * BATCH)
     draws = [draws_of(samples)]
-    values = {"step": step, "epoch": 0.1, "loss": torch.tensor(loss), "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
+    values = {"step": step, "epoch": 0.1, "loss": loss, "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
     watch.record(values, draws)
 
 
@@ -118,19 +119,41 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     assert read_status(tmp_path)["state"] == "failed"
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
-    def run() -> None:
-        with open_watch(tmp_path) as watch:
-            record(watch, 1)
-            record(watch, 2, loss)
-            watch.flush([])
+def test_a_bad_step_is_an_event_with_its_samples_and_stops_nothing(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        record(watch, 1)
+        watch.skipped(2, "loss is nan", ["one", "two"])
+        record(watch, 2, math.nan)
+        watch.flush([])
+    (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "skipped"]
+    assert (event["step"], event["reason"], event["keys"]) == (2, "loss is nan", ["one", "two"])
+    assert [line["loss"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0.5, None]
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["skipped_steps"]) == ("finished", 2, 1)
 
-    with pytest.raises(FloatingPointError, match="the loss of step 2"):
-        run()
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
-    events = read_lines(tmp_path / "events.jsonl")
-    assert (events[-1]["kind"], "the loss of step 2" in events[-1]["reason"]) == ("failed", True)
+
+def test_a_rollback_moves_what_it_undoes_aside(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step in range(1, 7):
+            record(watch, step)
+        watch.flush([])
+        watch.rolled_back(3, 8, "six bad steps")
+        record(watch, 9)
+        watch.flush([])
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 9]
+    aside = read_lines(tmp_path / "metrics.superseded.jsonl")
+    assert [line["step"] for line in aside] == [4, 5, 6]
+    assert sorted(set(read_ledger(tmp_path / "ledger")["step"].to_pylist())) == [1, 2, 3, 9]
+    (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "rolled back"]
+    assert (event["step"], event["to"], event["superseded_steps"]) == (3, 8, 3)
+
+
+def test_slow_ranks_are_told_once_until_they_change(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        for step, ranks in enumerate(([1], [1], [1, 2], [], [1])):
+            watch.slow_ranks(step, [Slow(rank, 2.0, 1.0) for rank in ranks])
+    events = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "slow rank"]
+    assert [(e["step"], [r["rank"] for r in e["ranks"]]) for e in events] == [(0, [1]), (2, [1, 2]), (4, [1])]
 
 
 def test_leaving_by_hand_is_a_state_of_its_own(tmp_path: Path) -> None:
@@ -198,3 +221,14 @@ def test_every_recipe_is_kept_with_the_step_from_which_it_holds(tmp_path: Path) 
     assert sorted(kept) == ["step-00000000.yaml", "step-00000008.yaml"]
     assert "lr: 1.0" in kept["step-00000000.yaml"]
     assert "lr: 4.0" in kept["step-00000008.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Preempted("saved"), "preempted"), (KeyboardInterrupt("by hand"), "stopped"), (OSError("no space"), "failed")],
+)
+def test_how_a_run_ends_is_kept_with_the_reason(tmp_path: Path, error: BaseException, state: str) -> None:
+    with pytest.raises(type(error)), open_watch(tmp_path):
+        raise error
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"]) == (state, str(error))

@@ -28,6 +28,7 @@ def write_run(folder: Path, state: str, age_s: float = 0.0) -> Path:
         ("running", 1000, 3, "stale"),
         ("failed", 0, 4, "failed"),
         ("stopped", 0, 5, "stopped"),
+        ("preempted", 1000, 7, "preempted"),
         ("finished", 1000, 0, "finished"),
         ("paused", 0, 6, "paused"),
         ("paused", 1000, 3, "stale"),
@@ -45,3 +46,12 @@ def test_status_tells_by_table_json_and_exit_code(
     plain = CliRunner().invoke(app, ["status", str(run), "--json"])
     assert plain.exit_code == code
     assert json.loads(plain.output)["health"] == health
+
+
+@pytest.mark.parametrize("state", ["preempted", "failed"])
+def test_status_tells_why_a_run_has_ended(tmp_path: Path, state: str) -> None:
+    run = write_run(tmp_path / "run", state)
+    assert "reason" not in CliRunner().invoke(app, ["status", str(run)]).output
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "reason": "stopped by SIGTERM [after step 5]"}))
+    assert "stopped by SIGTERM [after step 5]" in CliRunner().invoke(app, ["status", str(run)]).output

@@ -1,0 +1,175 @@
+"""Opening a run: its lock, its last checkpoint, its parts, and what watches over it, in this order."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from finetune.checkpoint.store import Checkpoint, CheckpointStore
+from finetune.config import Config, resolved
+from finetune.distributed import Distributed
+from finetune.errors import UserError
+from finetune.feed import NOTES
+from finetune.health.pulse import FOLDER as PULSES
+from finetune.health.pulse import Beat, Pulse, clear_pulses, read_pulses
+from finetune.health.stalls import FOLDER as STALLS
+from finetune.health.stalls import untold
+from finetune.health.watchdog import Watchdog
+from finetune.lifecycle.changes import check_changes, recipe_changes
+from finetune.lifecycle.lock import RunLock, locked
+from finetune.lifecycle.starts import Start, started
+from finetune.monitor.events import EventLog
+from finetune.monitor.watch import EVENTS, Watch
+from finetune.parts import Parts
+from finetune.ranks import decided
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A run that can begin, or go on."""
+
+    parts: Parts
+    store: CheckpointStore
+    lock: RunLock
+    start: Start
+    pulse: Pulse
+    watch: Watch | None
+    """What watches the run; None on ranks other than the first."""
+
+    def report(self, kind: str, sentence: str) -> None:
+        """Tell of a checkpoint that is passed over or fetched."""
+        if self.watch:
+            tell(self.watch, kind, sentence)
+
+    def renew(self, step: int) -> None:
+        """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
+        parts, watch = self.parts, self.watch
+        try:
+            journal = parts.feed.changes(step, parts.phases_of)
+        except UserError as error:
+            if watch:
+                watch.event("data change passed over", step=step, reason=str(error))
+            return
+        if journal is None:
+            return
+        parts.take_up(journal)
+        if watch:
+            watch.data_changed(step, journal, parts.total_steps)
+
+
+@contextmanager
+def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
+    """Within it the run is this launch's own.
+
+    Raises:
+        UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
+    """
+    folder, health = config.run_folder, config.health
+    with locked(folder, distributed, say) as lock:
+        store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
+        found: list[tuple[str, str]] = []
+        checkpoint = find_checkpoint(config, store, found)
+        before = decided(distributed, lambda: taken_pulse(folder / PULSES))
+        with (
+            started(
+                folder,
+                distributed,
+                checkpoint.step if checkpoint else 0,
+                killed_at=before.step if before else 0,
+                killed_by=f"killed in {before.activity}" if before else "killed before it began",
+                max_crashes_at_step=config.run.max_crashes_at_step,
+            ) as start,
+            closing(Pulse(folder / PULSES, distributed.rank)) as pulse,
+            Watchdog(
+                pulse,
+                folder,
+                world=distributed.world,
+                stall_s=health.stall_s,
+                notes=folder / NOTES,
+                tell=partial(tell_stall, EventLog(folder / EVENTS)) if distributed.is_main else None,
+            ),
+        ):
+            parts = Parts(config, distributed, checkpoint)
+            store.check_room(sum(distributed.gather(parts.state_bytes)))
+            with open_watch(parts, found) if distributed.is_main else nullcontext() as watch:
+                yield Opening(parts, store, lock, start, pulse, watch)
+
+
+def find_checkpoint(config: Config, store: CheckpointStore, found: list[tuple[str, str]]) -> Checkpoint | None:
+    """The newest whole checkpoint of the run; what is passed over or fetched is added to `found`.
+
+    Raises:
+        UserError: there is one and resume=never, or the recipe has changed since in what it trains.
+    """
+    checkpoint = store.newest(lambda kind, sentence: found.append((kind, sentence)))
+    if checkpoint is None:
+        return None
+    if config.resume == "never":
+        raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
+    changes = recipe_changes(checkpoint.meta["config"], resolved(config), defaults())
+    check_changes(changes, checkpoint.folder, accepted=config.run.accept_changes)
+    return checkpoint
+
+
+def tell(watch: Watch, kind: str, sentence: str) -> None:
+    """An event that the user reads of at once as well."""
+    watch.event(kind, reason=sentence)
+    watch.say(f"{kind}: {sentence}")
+
+
+def open_watch(parts: Parts, found: list[tuple[str, str]]) -> Watch:
+    """What watches a run, told of all that was found out while it was opened."""
+    config, feed, done = parts.config, parts.feed, parts.done
+    watch = Watch(
+        config.run_folder,
+        config.run.name,
+        config.monitor,
+        resolved(config),
+        feed.journal,
+        notes=feed.notes,
+        done_steps=done,
+        total_steps=parts.total_steps,
+        global_batch=config.train.global_batch,
+        max_bad_share=config.data.max_bad_share,
+    )
+    for facts in untold(config.run_folder / STALLS):
+        watch.event("stalled rank", **facts)
+    watch.phase(done, parts.phases.number(done), parts.phases.at(done).facts)
+    for source, forms in feed.forms(feed.plan.epoch_of_step(done)).items():
+        watch.event("prompts", source=source, **forms)
+        watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
+    if advice := parts.objective.neglect:
+        watch.event("objective", advice=advice)
+        watch.say(f"loss     {advice}")
+    for kind, sentence in found:
+        tell(watch, kind, sentence)
+    return watch
+
+
+def taken_pulse(folder: Path) -> Beat | None:
+    """Where rank 0 of the start before this one was when it ended; then all ranks' pulses are forgotten."""
+    beats = read_pulses(folder)
+    clear_pulses(folder)
+    return beats[0] if beats else None
+
+
+def tell_stall(events: EventLog, facts: Mapping[str, Any]) -> None:
+    """An event, written by the watchdog before it ends the process."""
+    events.write("stalled rank", **facts)
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting of the schema as it is by default."""
+    plain = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def say(sentence: str) -> None:
+    """Tell the user something before the run is watched."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,130 @@
+"""What a run is made of, as one rank sees it: built in the order in which the parts are needed, so that whatever can be
+found wrong without the model is found before it is loaded."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from finetune.checkpoint.export import build_pipeline
+from finetune.checkpoint.resume import check_identity
+from finetune.checkpoint.store import Checkpoint, state_bytes
+from finetune.config import Config, phases, plan_settings, policies
+from finetune.data.journal import Journal
+from finetune.data.loader import LatentShape
+from finetune.data.plan import Plan
+from finetune.diffusion.objective import Objective
+from finetune.distributed import Distributed
+from finetune.distributed.fragments import saved_parameters
+from finetune.engine import Engine
+from finetune.errors import UserError
+from finetune.feed import Batches, Feed
+from finetune.model.assemble import Trainee
+from finetune.model.families import load_components
+from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.optim.optimizers import check_optimizer
+from finetune.phases import Phase, Phases
+from finetune.step import TrainingStep, trial_batch
+from finetune.validation import choose
+
+
+class Parts:
+    """The data, the model and the engine of a run, at the checkpoint that it goes on from."""
+
+    def __init__(self, config: Config, distributed: Distributed, checkpoint: Checkpoint | None) -> None:
+        """Build all of them.
+
+        Args:
+            checkpoint: what the run goes on from; None where it begins.
+
+        Raises:
+            UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
+        """
+        self.config = config
+        self.distributed = distributed
+        self.checkpoint = checkpoint
+        self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, distributed)
+        self._begin_data()
+        unfolded = phases(config)
+        self.phases = Phases(unfolded, self.feed.plan)
+        for number, phase in enumerate(unfolded, 1):
+            check_optimizer(phase.optim)
+            if config.data.held_out:
+                step = self.phases.span(number).start
+                choose(self.feed.plan, self.feed.sources, self.feed.plan.epoch_of_step(step), 1, 1)
+
+        tokenizers = load_tokenizers(config.model)
+        self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
+        self.feed.check_prompts(self.tokenizer)
+        self.objective = Objective(config.diffusion).to(distributed.device)
+        components = load_components(config.model)
+        self.latents = LatentShape(components.latent_channels, components.vae_factor)
+        self.trainee = Trainee(components)
+        self.prompt_encoder = components.prompt_encoder
+        saved = saved_parameters(self.trainee, *self.checkpoint.ranks) if self.checkpoint else {}
+        batch = config.train.global_batch
+        self.engine = Engine(self.trainee, unfolded, distributed, config.ema, global_batch=batch, saved=saved)
+        self.vae = components.vae.to(distributed.device).eval().requires_grad_(False)
+        self.pipeline = build_pipeline(components, config.diffusion)
+
+        self.build(self.phases.at(self.done))
+        self.state_bytes = self._trial(self.done)
+        """What a checkpoint takes of this rank, as far as the present phase goes."""
+        if self.checkpoint:
+            distributed.load_state(*self.checkpoint.ranks)
+
+    @property
+    def done(self) -> int:
+        """The steps that the checkpoint has done; 0 where there is none."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def total_steps(self) -> int:
+        """Where the run ends."""
+        return self.phases.total_steps
+
+    def build(self, phase: Phase) -> None:
+        """Make the optimizer of a phase and wrap the model for it; their state has to be loaded afterwards."""
+        wrapped = self.engine.build(phase)
+        self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+
+    def take_up(self, journal: Journal) -> None:
+        """Go on with changed data."""
+        self.feed.renew(journal)
+        self.phases = self.phases_of(self.feed.plan)
+
+    def phases_of(self, plan: Plan) -> Phases:
+        """The phases laid out over another plan. Raises UserError where they do not suit it."""
+        return Phases(phases(self.config), plan)
+
+    def batches(self, steps: range) -> AbstractContextManager[Batches]:
+        """This rank's micro-batches of some steps."""
+        pin = self.distributed.device.type == "cuda"
+        return self.feed.batches(steps, self.tokenizer, self.latents, diffusion=self.config.diffusion, pin=pin)
+
+    def _begin_data(self) -> None:
+        """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on."""
+        if self.checkpoint is None:
+            self.feed.begin(None, 0)
+        else:
+            self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
+            check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
+
+    def _trial(self, start: int) -> int:
+        """Take a step of the most pixels that any phase from here on has, with the longest prompt, copy what would be
+        saved, and forget it, so that memory runs out in the first minute or, unless a later phase keeps more state,
+        never. Returns the bytes that would be saved. Raises UserError where there is too little memory, or where the
+        model gives no finite loss."""
+        micro_batch, width, height = self.feed.plan.largest(start)
+        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
+        try:
+            loss = self.step.loss(batch.to(self.distributed.device))
+            size = state_bytes(self.distributed.rehearse(loss))
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"a micro-batch of {micro_batch} pictures of {width}×{height} px with the longest prompt does not fit "
+                "into the GPU's memory: lower train.micro_batch, set model.gradient_checkpointing=true, or train fewer "
+                "pixels (data=px512)"
+            ) from error
+        if not torch.isfinite(loss):
+            raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
+        return size

@@ -1,0 +1,105 @@
+"""What a run saves of itself, and what follows once it lies on the disk."""
+
+from typing import Any
+
+from finetune.checkpoint.exporter import BackgroundExport
+from finetune.checkpoint.resume import package_versions
+from finetune.checkpoint.store import Checkpoint, Marks
+from finetune.config import resolved
+from finetune.health.judge import Health
+from finetune.monitor.watch import Watch
+from finetune.opening import Opening
+
+
+class Saving:
+    """The position of a run beside its plan step, and its checkpoints."""
+
+    def __init__(self, opening: Opening) -> None:
+        """Take up what the checkpoint holds that the run goes on from."""
+        self._opening = opening
+        self._parts = opening.parts
+        self.store = opening.store
+        self.health = Health(self._parts.config.health, fp16=self._parts.distributed.scales_loss)
+        self.updates = 0
+        """Optimizer updates so far: the steps that were neither bad nor undone."""
+        run, export = self._parts.config.run_folder, self._parts.config.export
+        self._exports = BackgroundExport(run, export) if opening.watch else None
+        checkpoint = opening.parts.checkpoint
+        self.owes_a_look = checkpoint is None or not checkpoint.meta["looked"]
+        """Whether what is due after the steps that are done has not been looked at."""
+        if checkpoint:
+            self.recall(checkpoint)
+
+    def recall(self, checkpoint: Checkpoint) -> None:
+        """Go on from what a checkpoint says beside the state of the ranks."""
+        self.health.load(checkpoint.meta["health"])
+        self.updates = checkpoint.meta["updates"]
+
+    def save(self, done: int, marks: Marks, *, looked: bool) -> None:
+        """Save a checkpoint after `done` steps of the plan in the background. Raises what became of the one before.
+
+        Args:
+            looked: whether what is due after these steps has been looked at.
+        """
+        self._opening.lock.check()
+        self._opening.pulse.at(done, "saving")
+        self.store.wait()  # so that there are never two copies of the state in memory
+        feed = self._parts.feed
+        meta: dict[str, Any] = {
+            "identity": feed.identity(done),
+            "journal": feed.journal.to_plain(),
+            "config": resolved(self._parts.config),
+            "packages": package_versions(),
+            "health": self.health.state(),
+            "updates": self.updates,
+            "looked": looked,
+        }
+        self.store.save(done, self._parts.distributed.state(), meta, marks)
+
+    def at(self, done: int) -> Checkpoint:
+        """The checkpoint that has just been saved after `done` steps, once it is on the disk."""
+        checkpoint = self.store.wait()
+        assert checkpoint is not None
+        assert checkpoint.step == done
+        return checkpoint
+
+    def attend(self) -> None:
+        """Tell what has been saved, copied and exported since the last call, and begin the export that is due."""
+        saved, watch = self.store.completed(), self._opening.watch
+        if watch is None or self._exports is None:
+            return
+        for one in saved:
+            watch.saved(one.checkpoint.step, one.checkpoint.folder, one.seconds)
+        for upload in self.store.uploads():
+            watch.event("upload", **upload._asdict())
+        for export in self._exports.poll():
+            self.store.release(export.step)
+            watch.exported(export.step, export.path, export.seconds, export.error)
+        for one in saved:
+            self._export(one.checkpoint.step, watch, self._exports)
+
+    def finish(self, *, in_haste: bool) -> None:
+        """Wait until everything lies where it belongs.
+
+        Args:
+            in_haste: give up what can be had later as well: exports, and copies behind a URL.
+        """
+        self.store.wait()
+        self.attend()
+        if self._exports and in_haste:
+            self._exports.close()
+        elif self._exports:
+            self._exports.wait()
+        if not in_haste:
+            self.store.drain()
+        self.attend()
+
+    def _export(self, step: int, watch: Watch, exports: BackgroundExport) -> None:
+        """Begin to export the checkpoint of a step where that is due; it stays meanwhile."""
+        if not exports.due(step):
+            return
+        self.store.hold(step)
+        if not exports.start(step):
+            self.store.release(step)
+            if exports.step is not None:
+                watch.event("export left out", step=step, reason=f"that of step {exports.step} still goes on")
