@@ -19,8 +19,8 @@ from tests.faults.scene import (
 from tests.processes import assert_alone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-EARLY = ("health.window=8", "health.warmup_steps=5")
-"""Spikes are looked for from the sixth good step on."""
+EARLY = ("health.window=8", "health.warmup_steps=8")
+"""Spikes are looked for from the ninth good step on."""
 
 
 def assert_skipped(scene: Scene, reference: Path, *steps: int) -> None:

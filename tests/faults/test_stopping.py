@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.scene import Fault, Scene, assert_continuous, assert_same
-from tests.processes import assert_alone, workers
+from tests.processes import DEADLINE_S, assert_alone, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PREEMPTED = 75
@@ -53,7 +53,7 @@ def test_sigterm_to_all_processes(pair: Scene, whole_pair: Path) -> None:
     process = pair.start()
     pair.until_step(process, 4)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=DEADLINE_S) != 0
     assert_alone(process)
     assert_preempted(pair, *range(4, 9))
     assert_same(pair.finish(), whole_pair)
@@ -90,7 +90,7 @@ def test_launcher_killed(scene: Scene, pair: Scene, whole: Path, whole_pair: Pat
 def test_one_rank_killed(pair: Scene, whole_pair: Path) -> None:
     """The launcher starts both ranks anew, and they go on from the last checkpoint."""
     process = pair.start(faults=[pair.at("SIGKILL", 5, saved=3, rank=1)], restarts=1)
-    process.wait(timeout=300)
+    process.wait(timeout=DEADLINE_S)
     assert_alone(process)
     assert pair.state == "finished"
     assert pair.resumed == [3]
@@ -127,19 +127,17 @@ def test_crash_loop_under_the_launcher(pair: Scene) -> None:
     assert pair.resumed == [3]
 
 
-def test_two_launches(scene: Scene, whole: Path) -> None:
+def test_two_launches(scene: Scene, whole: Path, tmp_path: Path) -> None:
     """The second one is refused while the first lives, which knows nothing of it."""
-    process = scene.start()
+    refused = tmp_path / "refused"
+    process = scene.start(faults=[{"what": "wait", "steps": [5], "once": str(refused)}])
     scene.until_step(process, 4)
-    os.killpg(process.pid, signal.SIGSTOP)
-    try:
-        sentence = scene.refused()
-    finally:
-        os.killpg(process.pid, signal.SIGCONT)
+    sentence = scene.refused()
+    refused.touch()
     (trainer,) = [str(pid) for pid in workers(process.pid) if pid != process.pid]
     assert str(scene.run) in sentence
     assert trainer in sentence
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=DEADLINE_S) == 0, scene.said[-4000:]
     assert_same(scene.run, whole)
     assert scene.resumed == []
 

@@ -5,7 +5,7 @@ says what happens (`what`, one of those below) and when: in the forward pass of 
 them, and of one of their micro-batches (`micro_batch`), or when a file whose path fits the pattern `sync` is about to
 be made durable, or when a function is called (`call`, as module:Class.function). `rank` restricts it to one rank, and
 `attempt` to one of the launcher's restarts (the first unless said otherwise; null is all of them); `once` is a path
-that has to be there first, for which it is waited.
+that has to be there first, for which it is waited; to `wait` is to do nothing more.
 """
 
 import errno
