@@ -1,16 +1,12 @@
 """Runs that something befalls, and those that nothing does."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_tools.build import build
 from tests.conftest import write_pictures
-from tests.faults.scene import STEPS, Scene, arguments, assert_continuous
-
-MakeScene = Callable[..., Scene]
-Reference = Callable[..., Path]
+from tests.faults.scene import STEPS, MakeScene, Reference, Scene, arguments, assert_continuous
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +20,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_scene(pictures: Path, tiny_model: Path) -> MakeScene:
-    """A run in a folder: (folder, overrides, processes=1) -> Scene."""
+    """Makes a run in a folder."""
 
     def make(runs: Path, *overrides: str, processes: int = 1) -> Scene:
         return Scene(runs, (*arguments(runs, pictures, tiny_model), *overrides), processes)
@@ -46,7 +42,7 @@ def pair(make_scene: MakeScene, tmp_path: Path) -> Scene:
 
 @pytest.fixture(scope="session")
 def reference(make_scene: MakeScene, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """The folder of the run that nothing befalls: (overrides, processes=1) -> Path; each is made once."""
+    """Makes runs that nothing befalls, each of them once."""
     made: dict[tuple[tuple[str, ...], int], Path] = {}
 
     def run(*overrides: str, processes: int = 1) -> Path:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,12 @@ class Scene:
         """The steps of which there is a checkpoint under its final name."""
         names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
         return sorted(int(name) for name in names if name.isdecimal())
+
+
+MakeScene = Callable[..., Scene]
+"""(folder, *overrides, processes=1) -> a run that has not begun."""
+Reference = Callable[..., Path]
+"""(*overrides, processes=1) -> the folder of a run that nothing has befallen."""
 
 
 def checkpoint(run: Path, step: int) -> Path:

@@ -13,6 +13,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.mark.faults
 def test_changed_config(scene: Scene, whole: Path) -> None:
     """What changes the training has to be accepted; what does not passes."""
     scene.go_on_from(whole, 9)
@@ -95,6 +96,7 @@ def test_all_shards_gone(scene: Scene, whole: Path, pictures: Path, tmp_path: Pa
     assert scene.events("data outage")
 
 
+@pytest.mark.faults
 def test_tracker_raises(scene: Scene, whole: Path) -> None:
     """A tracker that fails is switched off, and training goes on."""
     raises = {"what": "RuntimeError", "call": "finetune.monitor.trackers:TensorBoardTracker.log"}

@@ -48,7 +48,7 @@ def test_nan_on_one_rank(pair: Scene, whole_pair: Path) -> None:
 
 
 @pytest.mark.faults
-def test_nan_and_a_kill(scene: Scene, whole: Path, make_scene, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nan_and_a_kill(scene: Scene, whole: Path, make_scene: MakeScene, tmp_path: Path) -> None:
     """A run that is killed after a step was left out goes on as one that was not killed."""
     nan: Fault = {"what": "nan", "steps": [5]}
     twin = make_scene(tmp_path / "twin")
@@ -88,7 +88,7 @@ def test_spike_in_warm_up(scene: Scene, whole: Path) -> None:
 
 
 @pytest.mark.faults
-def test_bad_steps_in_a_row(scene: Scene, make_scene, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bad_steps_in_a_row(scene: Scene, make_scene: MakeScene, tmp_path: Path) -> None:
     """The run goes back to what was saved before them and jumps over the data that they came from; and a run that is
     killed after that goes on as one that was not."""
     settings = ("health.bad_in_a_row=2",)

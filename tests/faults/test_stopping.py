@@ -72,18 +72,17 @@ def test_sigterm_twice(scene: Scene, whole: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("count", [1, 2])
-def test_launcher_killed(scene: Scene, pair: Scene, whole: Path, whole_pair: Path, count: int) -> None:
-    """Its workers end too, and leave no process behind."""
-    run, reference = ((scene, whole), (pair, whole_pair))[count - 1]
-    process = run.start(faults=[{"what": "sleep", "seconds": 0.5, "steps": list(range(5, 13))}])
-    run.until_step(process, 4)
+@pytest.mark.parametrize(("run", "reference"), [("scene", "whole"), ("pair", "whole_pair")])
+def test_launcher_killed(request: pytest.FixtureRequest, run: str, reference: str) -> None:
+    """Its workers end too, after a last checkpoint, and leave no process behind."""
+    killed: Scene = request.getfixturevalue(run)
+    process = killed.start(faults=[{"what": "sleep", "seconds": 0.5, "steps": list(range(5, 13))}])
+    killed.until_step(process, 4)
     process.kill()
     process.wait()
     assert_alone(process)
-    assert_same(run.finish(), reference)
-    (step,) = run.resumed
-    assert step >= 3
+    assert_preempted(killed, *range(4, 13))
+    assert_same(killed.finish(), request.getfixturevalue(reference))
 
 
 @pytest.mark.faults
