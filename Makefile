@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test bench lint format clean
+.PHONY: install demo test test-faults bench lint format clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -31,6 +31,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest
+
+test-faults: install
+	$(BIN)/pytest tests/faults -m ""
 
 bench: install
 	$(BIN)/python -m tests.bench

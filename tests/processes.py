@@ -7,27 +7,43 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 DEADLINE_S = 300
+ORPHANS_S = 30
+"""How long what a killed launcher has started may live on."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def launch(log: Path, *arguments: str, processes: int) -> subprocess.Popen[bytes]:
-    """Start `accelerate launch -m finetune` in a session of its own; what it says goes to a file."""
+def launch(
+    log: Path,
+    *arguments: str,
+    processes: int,
+    restarts: int = 0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
+    """Start `accelerate launch -m finetune` in a session of its own; what it says goes to a file.
+
+    Args:
+        restarts: how often the launcher may start the processes anew.
+        environment: on top of this process's own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
         *(str(Path(sys.executable).with_name("accelerate")), "launch"),
         *(["--multi_gpu"] if processes > 1 else []),
+        *(["--max_restarts", str(restarts)] if restarts else []),
         *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--main_process_port", str(port), "-m", "finetune", *arguments),
     ]
     log.parent.mkdir(exist_ok=True)
+    env = {**ENVIRONMENT, **environment}
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=ENVIRONMENT)
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=env)
 
 
 def finish(process: subprocess.Popen[bytes], run: Path, log: Path) -> None:
@@ -42,19 +58,32 @@ def kill_when(
     process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path, *, launcher_alone: bool = False
 ) -> None:
     """SIGKILL, a moment after something has been reached."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not reached():
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(process, reached, log)
     time.sleep(0.2)
     if launcher_alone:
         process.kill()
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while workers(process.pid):
-        assert time.monotonic() < deadline, "the launcher's death left workers behind"
+    assert_alone(process)
+
+
+def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path) -> None:
+    """Wait for something to be reached by a run that goes on meanwhile."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not reached():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_alone(process: subprocess.Popen[bytes]) -> None:
+    """Nothing is left of a launch that has ended, or soon will not be."""
+    deadline = time.monotonic() + ORPHANS_S
+    while left := workers(process.pid):
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"the launcher's death left processes behind: {left}")
         time.sleep(0.1)
 
 
