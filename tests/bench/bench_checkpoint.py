@@ -30,7 +30,7 @@ WIDTH = 1000
 
 
 def figures(work: Path, shared: Path | None, millions: int = MILLIONS) -> Iterator[Figure]:
-    """One process trains with AdamW on the CPU; the state is made and written in turns with and without waiting.
+    """One process with AdamW, on a GPU where there is one, makes and writes its state in turns with and without waiting.
 
     Args:
         work: folder for the checkpoints.
@@ -43,7 +43,7 @@ def figures(work: Path, shared: Path | None, millions: int = MILLIONS) -> Iterat
     costs = in_turns([saving.copy, saving.background, saving.blocking], REPEATS)[..., 0]
     copy_s, background_s, blocking_s = np.median(costs, axis=0)
     ratios = costs[:, 1] / costs[:, 0]
-    told = f"{millions} M parameters, AdamW in fp32, one process on the CPU"
+    told = f"{millions} M parameters, AdamW in fp32, one process on {device_name(saving.distributed.device)}"
     written_s = np.median([saved.seconds for saved in saving.store.completed()])
     yield Figure(
         "checkpoint.stall_vs_copy",
@@ -94,7 +94,7 @@ class Saving:
             resting={},
             ema=EmaConfig(decay=0.0),
         )
-        model(torch.ones(1, WIDTH)).sum().backward()
+        model(torch.ones(1, WIDTH, device=self.distributed.device)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         self.store = CheckpointStore(folder, CheckpointConfig(keep=1), OneRank())
@@ -138,6 +138,11 @@ class Saving:
     def load(self, checkpoint: Checkpoint) -> None:
         """Load it."""
         self.distributed.load_state(*checkpoint.ranks)
+
+
+def device_name(device: torch.device) -> str:
+    """What the model lies on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 def forget(checkpoint: Checkpoint) -> None:
