@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import get_total_norm
 
 from finetune.distributed.channel import SideChannel
@@ -47,7 +49,7 @@ class Distributed:
             skip_shared_memory_build()
             set_missing_rank_variables()
         timeout = timedelta(seconds=config.timeout_s)
-        processes = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
+        processes = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout, **meeting_place(timeout))
         if config.threads:
             torch.set_num_threads(config.threads)
         self.rank: int = processes.process_index
@@ -345,3 +347,13 @@ def set_missing_rank_variables() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Where a process group has to meet that is started again by a launcher for one machine, which keeps its store with
+    the addresses of those that have died; as arguments to start it. Empty where nothing is in the way."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ["GROUP_WORLD_SIZE"] != "1":
+        return {}
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    return {"store": PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": world}

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.parent import LAUNCHER_GONE, STOPPING
 
+HANDLED = (*STOPPING, LAUNCHER_GONE)
 ECHO_S = 3.0
 """Seconds after the first signal within which others count as the same one: launchers forward what has reached the
 whole group of processes as well."""
@@ -26,14 +27,14 @@ class StopSignals:
         """Prepare for signals.
 
         Args:
-            grace_s: how long the process may go on once its launcher is dead; None is what the launcher gives its
-                workers when it stops them, TORCH_ELASTIC_SHUTDOWN_TIMEOUT (30).
+            grace_s: how long the process may go on once its launcher is dead; None is what a launcher that is told to
+                gives its workers when it stops them, TORCH_ELASTIC_SHUTDOWN_TIMEOUT, or else 120.
         """
         self.requested = False
         """Whether this process was asked to stop."""
         self.reason = ""
         """By what."""
-        self._grace_s = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) if grace_s is None else grace_s
+        self._grace_s = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")) if grace_s is None else grace_s
         self._since = 0.0
 
     def __enter__(self) -> "StopSignals":
@@ -42,7 +43,7 @@ class StopSignals:
         # The handlers do nothing: the interpreter writes each signal's number to the socket before it calls them, and
         # it calls them only once the main thread is out of whatever it waits for.
         self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        self._handlers: dict[int, Any] = {number: signal.signal(number, _nothing) for number in _HANDLED}
+        self._handlers: dict[int, Any] = {number: signal.signal(number, _nothing) for number in HANDLED}
         if self._handlers[signal.SIGHUP] is signal.SIG_IGN:  # by nohup
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
@@ -61,7 +62,7 @@ class StopSignals:
     def _listen(self) -> None:
         while numbers := self._ours.recv(64):
             for number in numbers:
-                if number in _HANDLED:
+                if number in HANDLED:
                     self._take(signal.Signals(number))
         self._ours.close()
 
@@ -76,9 +77,6 @@ class StopSignals:
             timer = threading.Timer(self._grace_s, os._exit, [128 + number])
             timer.daemon = True
             timer.start()
-
-
-_HANDLED = (*STOPPING, LAUNCHER_GONE)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
