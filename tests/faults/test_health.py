@@ -10,6 +10,7 @@ from tests.faults.scene import (
     EXACT,
     STEPS,
     Fault,
+    MakeScene,
     Scene,
     assert_continuous,
     assert_same,
@@ -114,7 +115,7 @@ def test_bad_steps_in_a_row(scene: Scene, make_scene: MakeScene, tmp_path: Path)
 def test_one_rank_asleep(pair: Scene, whole_pair: Path) -> None:
     """The rank that sleeps is named, and the launcher starts both anew."""
     asleep = pair.at("sleep", 5, saved=3, rank=1, seconds=600.0)
-    process = pair.start("health.stall_s=5", faults=[asleep], restarts=1)
+    process = pair.start("health.stall_s=10", "data.cache.alert_after_s=2", faults=[asleep], restarts=1)
     process.wait(timeout=300)
     assert_alone(process)
     assert pair.resumed == [3]
