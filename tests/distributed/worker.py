@@ -109,6 +109,7 @@ class Trainer:
         trained: Sequence[str] = ("first", "second"),
         resting: Sequence[str] = (),
         micro_batch: int = MICRO_BATCH,
+        global_batch: int = GLOBAL_BATCH,
         ema: EmaConfig | None = None,
     ) -> None:
         """Train some parts of the network, each a group, with an optimizer that is new."""
@@ -121,7 +122,7 @@ class Trainer:
             build_optimizer(optimizer, groups),
             kind=state_kind(optimizer),
             micro_batch=micro_batch,
-            global_batch=GLOBAL_BATCH,
+            global_batch=global_batch,
             max_grad_norm=0.5,
             resting={name: p for name, p in self.net.named_parameters() if name.split(".")[0] in resting},
             ema=ema or EmaConfig(),
@@ -196,8 +197,9 @@ def main() -> None:
     """Trial, half of the steps, save, the other half; then go back to what was saved and do that half again."""
     strategy, optimizer, output, folder, load = sys.argv[1:]
     trainer = Trainer(strategy)
-    trainer.prepare(OptimConfig(name=optimizer, weight_decay=0.1))
     distributed = trainer.distributed
+    accumulated = max(GLOBAL_BATCH, 2 * MICRO_BATCH * distributed.world)  # over at least two micro-batches
+    trainer.prepare(OptimConfig(name=optimizer, weight_decay=0.1), global_batch=accumulated)
     results: dict[str, object] = {"start": trainer.parameters()}
     trainer.rehearse()
     results["after_trial"] = trainer.parameters()
