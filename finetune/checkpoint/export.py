@@ -2,6 +2,7 @@
 `.safetensors` file in the original layout. Weights are written one tensor at a time."""
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import TypeAlias
@@ -97,7 +98,7 @@ def export(pipeline: Pipeline, folder: Path, *, model: ModelConfig, steps: int, 
     clip_skip = model.clip_skip_of(1 + sdxl)
     for name, part in pipeline.components.items():
         if isinstance(part, ModelMixin):
-            part.save_config(folder / name)
+            _save_config(part, folder / name)
             _save_weights(weights, name, folder / name / "diffusion_pytorch_model.safetensors")
         elif name in PARTS:
             _save_text_encoder(weights, name, folder / name, skipped=0 if sdxl else clip_skip - 1)
@@ -146,6 +147,15 @@ def _card(pipeline: Pipeline, sdxl: bool, clip_skip: int, steps: int) -> str:
         clip_skip=clip_skip,
         remark=remark,
     )
+
+
+def _save_config(part: ModelMixin, folder: Path) -> None:
+    """Write a part's configuration as diffusers does, but for the path on this machine that it was loaded from."""
+    config = json.loads(part.to_json_string())
+    config.pop("_name_or_path", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _save_text_encoder(weights: Weights, key: str, folder: Path, skipped: int) -> None:

@@ -178,6 +178,11 @@ def test_text_encoders_have_the_names_that_other_programs_expect(twin: Path, tmp
             assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in file.keys()  # noqa: SIM118
 
 
+def test_no_path_of_this_machine_is_told(twin: Path, tmp_path: Path) -> None:
+    folder = exported(twin, tmp_path)
+    assert [path for path in folder.rglob("*.json") if str(twin.parent) in path.read_text()] == []
+
+
 def test_nothing_is_pickled(twin: Path, tmp_path: Path) -> None:
     folder = exported(twin, tmp_path)
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".txt"}

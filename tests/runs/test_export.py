@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from finetune.checkpoint.export import build_pipeline, export
 from finetune.errors import UserError
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
@@ -116,6 +117,18 @@ def test_any_number_of_ranks_exports_the_same_bytes(model: Path, tmp_path: Path)
     one, *others = (content(tmp_path / str(world) / "out") for world in worlds)
     assert len(one) > 10
     assert all(other == one for other in others)
+
+
+def test_the_end_of_a_run_and_the_command_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", model, averaged=True)
+    exported(tmp_path / "run", tmp_path / "folder")
+    config = recipe(model)
+    components = load_components(config.model)
+    with torch.no_grad():
+        for parameter in components.unet.parameters():
+            parameter *= AVERAGE
+    export(build_pipeline(components, config.diffusion), tmp_path / "end", model=config.model, steps=7)
+    assert content(tmp_path / "folder") == content(tmp_path / "end")
 
 
 def sampled(pipeline: Any) -> np.ndarray:
