@@ -212,6 +212,13 @@ def policies(config: Config) -> list[Policy]:
     return found
 
 
+def defaults() -> dict[str, Any]:
+    """Every setting of the schema as it is by default, as plain values."""
+    plain = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def resolved(config: Config) -> dict[str, Any]:
     """The recipe as plain values with secrets blacked out, fit to be saved and shown."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)

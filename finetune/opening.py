@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from finetune.checkpoint.store import Checkpoint, CheckpointStore
 from finetune.config import Config, resolved
 from finetune.distributed import Distributed
@@ -20,7 +18,6 @@ from finetune.health.pulse import Beat, Pulse, clear_pulses, read_pulses
 from finetune.health.stalls import FOLDER as STALLS
 from finetune.health.stalls import untold
 from finetune.health.watchdog import Watchdog
-from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.lifecycle.lock import RunLock, locked
 from finetune.lifecycle.starts import Start, started
 from finetune.monitor.events import EventLog
@@ -40,8 +37,6 @@ class Opening:
     pulse: Pulse
     watch: Watch | None
     """What watches the run; None on ranks other than the first."""
-    changed: bool
-    """Whether the recipe has changed since the checkpoint in what it trains."""
 
     def report(self, kind: str, sentence: str) -> None:
         """Tell of a checkpoint that is passed over or fetched."""
@@ -75,7 +70,7 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
     with locked(folder, distributed, say) as lock:
         store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
         found: list[tuple[str, str]] = []
-        checkpoint, changed = find_checkpoint(config, store, found)
+        checkpoint = find_checkpoint(config, store, found)
         before = on_main(distributed, lambda: taken_pulse(folder / PULSES))
         with (
             started(
@@ -99,27 +94,19 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
             parts = Parts(config, distributed, checkpoint)
             store.check_room(sum(distributed.gather(parts.state_bytes)))
             with open_watch(parts, found) if distributed.is_main else nullcontext() as watch:
-                yield Opening(parts, store, lock, start, pulse, watch, changed)
+                yield Opening(parts, store, lock, start, pulse, watch)
 
 
-def find_checkpoint(
-    config: Config, store: CheckpointStore, found: list[tuple[str, str]]
-) -> tuple[Checkpoint | None, bool]:
-    """The newest whole checkpoint of the run, and whether the recipe has changed since in what it trains.
+def find_checkpoint(config: Config, store: CheckpointStore, found: list[tuple[str, str]]) -> Checkpoint | None:
+    """The newest whole checkpoint of the run. Raises UserError where there is one and resume=never.
 
     Args:
         found: takes what is passed over or fetched, as kind and sentence.
-
-    Raises:
-        UserError: there is one and resume=never, or the recipe has changed since in what it trains.
     """
     checkpoint = store.newest(lambda kind, sentence: found.append((kind, sentence)))
-    if checkpoint is None:
-        return None, False
-    if config.resume == "never":
+    if checkpoint and config.resume == "never":
         raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
-    changes = recipe_changes(checkpoint.meta["config"], resolved(config), defaults())
-    return checkpoint, bool(check_changes(changes, checkpoint.folder, accepted=config.run.accept_changes))
+    return checkpoint
 
 
 def tell(watch: Watch, kind: str, sentence: str) -> None:
@@ -167,13 +154,6 @@ def taken_pulse(folder: Path) -> Beat | None:
 def tell_stall(events: EventLog, facts: Mapping[str, Any]) -> None:
     """An event, written by the watchdog before it ends the process."""
     events.write("stalled rank", **facts)
-
-
-def defaults() -> dict[str, Any]:
-    """Every setting of the schema as it is by default."""
-    plain = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def say(sentence: str) -> None:

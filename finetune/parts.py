@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from finetune.checkpoint.export import build_pipeline
-from finetune.checkpoint.resume import check_identity
+from finetune.checkpoint.resume import check_identity, check_model, parameter_shapes
 from finetune.checkpoint.store import Checkpoint, state_bytes
-from finetune.config import Config, phases, plan_settings, policies
+from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
 from finetune.data.journal import Journal
 from finetune.data.loader import LatentShape
 from finetune.data.plan import Plan
@@ -18,6 +18,7 @@ from finetune.distributed.fragments import saved_parameters
 from finetune.engine import Engine
 from finetune.errors import UserError
 from finetune.feed import Batches, Feed
+from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
 from finetune.model.text import PromptTokenizer, load_tokenizers
@@ -43,6 +44,8 @@ class Parts:
         self.distributed = distributed
         self.checkpoint = checkpoint
         self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, distributed)
+        self.changed = False
+        """Whether the recipe has changed since the checkpoint in what it trains."""
         self._begin_data()
         unfolded = phases(config)
         self.phases = Phases(unfolded, self.feed.plan)
@@ -59,6 +62,9 @@ class Parts:
         components = load_components(config.model)
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
+        self.shapes = parameter_shapes(self.trainee)
+        if self.checkpoint:
+            check_model(self.checkpoint, self.shapes)
         self.prompt_encoder = components.prompt_encoder
         saved = saved_parameters(self.trainee, *self.checkpoint.ranks) if self.checkpoint else {}
         batch = config.train.global_batch
@@ -102,12 +108,16 @@ class Parts:
         return self.feed.batches(steps, self.tokenizer, self.latents, diffusion=self.config.diffusion, pin=pin)
 
     def _begin_data(self) -> None:
-        """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on."""
+        """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on, or
+        the recipe has changed in what it trains."""
         if self.checkpoint is None:
             self.feed.begin(None, 0)
-        else:
-            self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
-            check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
+            return
+        self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
+        check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
+        changes = recipe_changes(self.checkpoint.meta["config"], resolved(self.config), defaults())
+        accepted = self.config.run.accept_changes
+        self.changed = bool(check_changes(changes, self.checkpoint.folder, accepted=accepted))
 
     def _trial(self, start: int) -> int:
         """Take a step of the most pixels that any phase from here on has, with the longest prompt, copy what would be

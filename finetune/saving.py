@@ -9,6 +9,7 @@ from finetune.config import resolved
 from finetune.health.judge import Health
 from finetune.monitor.watch import Watch
 from finetune.opening import Opening
+from finetune.ranks import on_main
 
 
 class Saving:
@@ -28,7 +29,7 @@ class Saving:
         self.owes_a_look = checkpoint is None or not checkpoint.meta["looked"]
         """Whether what is due after the steps that are done has not been looked at."""
         if checkpoint:
-            self.recall(checkpoint, compare=not opening.changed)
+            self.recall(checkpoint, compare=not opening.parts.changed)
 
     def recall(self, checkpoint: Checkpoint, *, compare: bool = True) -> None:
         """Go on from what a checkpoint says beside the state of the ranks.
@@ -46,7 +47,7 @@ class Saving:
         Args:
             looked: whether what is due after these steps has been looked at.
         """
-        self._opening.lock.check()
+        on_main(self._parts.distributed, self._opening.lock.check)
         self._opening.pulse.at(done, "saving")
         self.store.wait()  # so that there are never two copies of the state in memory
         feed = self._parts.feed
@@ -54,6 +55,7 @@ class Saving:
             "identity": feed.identity(done),
             "journal": feed.journal.to_plain(),
             "config": resolved(self._parts.config),
+            "model": self._parts.shapes,
             "packages": package_versions(),
             "health": self.health.state(),
             "updates": self.updates,

@@ -30,7 +30,7 @@ WIDTH = 1000
 
 
 def figures(work: Path, shared: Path | None, millions: int = MILLIONS) -> Iterator[Figure]:
-    """One process with AdamW, on a GPU where there is one, makes and writes its state in turns with and without waiting.
+    """One process with AdamW, on a GPU where there is one, saves its state in turns with and without waiting.
 
     Args:
         work: folder for the checkpoints.

@@ -34,7 +34,7 @@ def test_a_missing_shard(shards: Path, tmp_path: Path, tiny_model: Path) -> None
     (shards / "shard-00001.tar").unlink()
     said = sentence(start(shards, tmp_path / "runs", tiny_model))
     assert "shard-00001.tar is missing: put it back, or index the folder again" in said
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs" / "demo" / "status.json").exists()
 
 
 def test_an_index_that_does_not_match_its_shards(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -60,7 +60,7 @@ def test_mistakes_in_the_policy_of_prompts(shards: Path, tmp_path: Path) -> None
     ):
         said = sentence(start(shards, tmp_path / "runs", Path("no/such/model"), override))
         assert expected in said
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs" / "demo" / "status.json").exists()
 
 
 def test_a_prefix_that_is_too_long_is_found_before_the_model(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -79,7 +79,9 @@ def test_what_may_not_change_over_a_resume(shards: Path, tmp_path: Path, tiny_mo
     runs = tmp_path / "runs"
     first = start(shards, runs, tiny_model)
     assert first.returncode == 0, first.stderr
-    assert "run.seed was 0" in sentence(start(shards, runs, tiny_model, "run.seed=1"))
+    for accepted in ("false", "true"):
+        told = sentence(start(shards, runs, tiny_model, "run.seed=1", f"run.accept_changes={accepted}"))
+        assert "run.seed was 0" in told
     assert "exists but resume=never" in sentence(start(shards, runs, tiny_model, "resume=never"))
     # A finished run that is started again has nothing to train and says so by ending well.
     again = start(shards, runs, tiny_model)
