@@ -168,23 +168,6 @@ def overlay(piece: Piece, start: int, rows: Mapping[str, Tensor], into: dict[str
     return shared
 
 
-def load_parameters(module: nn.Module, read: Callable[[int], RankState], world: int, *, ema: bool) -> None:
-    """Restore all parameters that were saved, and nothing else, from what `world` ranks saved; for tools.
-
-    Args:
-        ema: take their moving averages where these were kept.
-
-    Raises:
-        UserError: the state is of another model.
-    """
-    saved = Saved(read, world)
-    for name, parameter in saved_parameters(module, read, world).items():
-        flat = whole(name, parameter)
-        averaged = saved.paste(flat, ["ema"])[0].get("ema")
-        if ema and averaged is not None:
-            flat.values.copy_(averaged)
-
-
 def saved_parameters(module: nn.Module, read: Callable[[int], RankState], world: int) -> dict[str, nn.Parameter]:
     """The parameters of a model that `world` ranks have saved, by name.
 

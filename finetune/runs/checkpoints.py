@@ -1,37 +1,23 @@
 """The checkpoints of a run, as its tools find and read them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from finetune.checkpoint.manifest import MANIFEST
-from finetune.checkpoint.store import Checkpoint, finished, newest_checkpoint
+from finetune.checkpoint import store
+from finetune.checkpoint.store import Checkpoint, newest_checkpoint
 from finetune.config import Config
-from finetune.errors import UserError
 from finetune.monitor.watch import recipe_step
 from finetune.runs.folder import read_config
 
 CHECKPOINTS = "checkpoints"
 
 
-def opened(folder: Path) -> Checkpoint:
-    """A checkpoint by its folder. Raises OSError, ValueError or KeyError where its manifest cannot be read."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return Checkpoint(folder, manifest["step"], manifest["world"], manifest["meta"], manifest["files"])
-
-
 def find(run: Path, step: int | None) -> Checkpoint:
     """A run's checkpoint of a step, or its newest. Raises UserError with those that there are where there is none."""
     folder = run / CHECKPOINTS
-    if step is None:
-        return newest_checkpoint(folder)
-    for path in finished(folder):
-        if path.name == f"step-{step:08d}":
-            return opened(path)
-    steps = ", ".join(f"{int(path.name.removeprefix('step-')):,}" for path in finished(folder)) or "none"
-    raise UserError(f"{folder} holds no checkpoint of step {step:,}: there are those of {steps}")
+    return newest_checkpoint(folder) if step is None else store.find(folder, step)
 
 
 def recipe_name(run: Path, step: int) -> str:

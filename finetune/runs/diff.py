@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.checkpoint.manifest import MANIFEST
+from finetune.checkpoint.manifest import MANIFEST, read_manifest
 from finetune.checkpoint.store import Checkpoint
 from finetune.errors import UserError
 from finetune.flat import flattened
 from finetune.monitor.files import read_lines
-from finetune.runs.checkpoints import find, opened, plain_recipe
+from finetune.runs.checkpoints import find, plain_recipe
 from finetune.runs.folder import AsJson
 
 One = Annotated[str, typer.Argument(help="RUN, RUN@STEP or a checkpoint's folder.", show_default=False)]
@@ -46,7 +46,7 @@ def chosen(text: str) -> Checkpoint:
     """The checkpoint that RUN, RUN@STEP or a folder names. Raises UserError where there is none that can be read."""
     try:
         if (Path(text) / MANIFEST).is_file():
-            return opened(Path(text))
+            return read_manifest(Path(text))
         run, at, step = text.rpartition("@")
         if at and step.isdecimal() and not Path(text).exists():
             return find(Path(run), int(step))

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from finetune.checkpoint.manifest import MANIFEST
+from finetune.checkpoint.manifest import MANIFEST, read_manifest
 from finetune.checkpoint.store import finished
 from finetune.errors import UserError
-from finetune.runs.checkpoints import CHECKPOINTS, opened
+from finetune.runs.checkpoints import CHECKPOINTS
 from finetune.runs.folder import AsJson, RunFolder
 
 MIB = 2**20
@@ -49,7 +49,7 @@ def _looked_at(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _facts(path: Path, progress: Progress) -> dict[str, Any]:
     try:
-        checkpoint = opened(path)
+        checkpoint = read_manifest(path)
     except (OSError, ValueError, KeyError) as error:
         return {"name": path.name, "ranks": None, "bytes": None, "damage": f"{MANIFEST} cannot be read: {error}"}
     size = sum(file["size"] for file in checkpoint.files.values())
