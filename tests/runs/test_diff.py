@@ -114,7 +114,7 @@ def test_position_recipe_journal_and_versions(tmp_path: Path) -> None:
     kept = ("step", "samples", "epoch", "updates")
     assert [[position[key] for key in kept] for position in found["position"]] == [[5, 80, 0.05, 4], [10, 160, 0.1, 9]]
     assert found["recipe"] == {"optim.lr": [0.1, 0.2]}
-    assert found["journal"] == {"exclusions": [[], [{"step": 7}]]}
+    assert found["journal"] == {"exclusions": [[], None], "exclusions[0].step": [None, 7]}
     assert found["packages"] == {"numpy": ["2.2", "2.3"]}
     assert found["optimizer"] == ["adam", "adam"]
     output = invoked(tmp_path / "a", tmp_path / "b").output
