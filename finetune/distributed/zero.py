@@ -4,7 +4,7 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed
 import torch
@@ -43,6 +43,8 @@ class Zero:
     """
 
     divided = True
+    SETTINGS: ClassVar[dict[str, int]] = {}
+    """Of DeepSpeed's, those that the stage needs."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class Zero:
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # which nothing depends on
             "gradient_accumulation_steps": accumulation,
-            "zero_optimization": {"stage": int(config.name[-1]), "sub_group_size": sys.maxsize},
+            "zero_optimization": {"stage": int(config.name[-1]), **self.SETTINGS},
             "zero_allow_untested_optimizer": True,
             "data_types": {"grad_accum_dtype": "fp32"},
             "torch_autocast": AUTOCAST[config.precision],

@@ -1,10 +1,11 @@
 """DeepSpeed ZeRO-3: the weights themselves are divided, and come together where they are needed (private state of a
 pinned version)."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
@@ -17,6 +18,10 @@ from finetune.strategy import StrategyConfig
 
 class Zero3(Zero):
     """A model and its optimizer, both divided over the ranks, what trains and what rests."""
+
+    # One flat tensor for a parameter group, however large. No small weights that stay together: a module that reads one
+    # of another module's (CLIP's embeddings do) is found out only when it is not there.
+    SETTINGS: ClassVar[dict[str, int]] = {"sub_group_size": sys.maxsize, "stage3_param_persistence_threshold": 0}
 
     def __init__(
         self,
@@ -36,9 +41,8 @@ class Zero3(Zero):
         return [Flat(p.ds_tensor, self._pieces(name, p, 0)) for name, p in parameters.items()]  # type: ignore[attr-defined]
 
     def publish(self) -> None:
-        """Give the small weights, which stay together, the values of all ranks' flat tensors; the others have them."""
+        """Drop what is still together of the weights; they come from the flat tensors when they are needed."""
         self._sharded.checkpoint_event_prologue()
-        self._sharded.checkpoint_event_epilogue()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -52,7 +56,6 @@ class Zero3(Zero):
                 yield
             finally:
                 hooks.setup_zero_stage3_hooks()
-        self._sharded.checkpoint_event_epilogue()
 
     @property
     def _accumulated(self) -> list[dict[int, Any]]:
