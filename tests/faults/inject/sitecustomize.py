@@ -1,11 +1,15 @@
 """Faults in a run that knows nothing of them.
 
-Python imports this file at its start where its folder is on PYTHONPATH. LONGHAUL_FAULTS holds a JSON list; every fault
-says what happens (`what`, one of those below) and when: in the forward pass of some `steps`, as metrics.jsonl counts
-them, and of one of their micro-batches (`micro_batch`), or when a file whose path fits the pattern `sync` is about to
-be made durable, or when a function is called (`call`, as module:Class.function). `rank` restricts it to one rank, and
-`attempt` to one of the launcher's restarts (the first unless said otherwise; null is all of them); `once` is a path
-that has to be there first, for which it is waited; to `wait` is to do nothing more.
+Python imports this file at its start where its folder is on PYTHONPATH. LONGHAUL_FAULTS holds a JSON list of faults.
+`what` happens is one of those below, and it does so
+
+- in the forward pass of some `steps`, as metrics.jsonl counts them, and of one of their micro-batches (`micro_batch`),
+- or when a file whose path fits the pattern `sync` is about to be made durable,
+- or when a function is called (`call`, as module:Class.function), in some `steps` or always.
+
+`rank` restricts it to one rank; `attempt` to one of the launcher's attempts, the first unless said otherwise, null being
+all of them. `once` is a path that has to be there first, for which it is waited (and to `wait` is all that happens
+then); `until` is one that ends the fault.
 """
 
 import errno
@@ -35,17 +39,17 @@ class Place:
 
 
 def here(fault: dict[str, Any]) -> bool:
-    """Whether a fault is for this rank and this attempt of the launcher."""
+    """Whether a fault is for this rank and this attempt of the launcher, and not over."""
     rank, attempt = int(os.environ.get("RANK", "0")), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return fault.get("rank", rank) == rank and fault.get("attempt", 0) in (None, attempt)
+    over = "until" in fault and Path(fault["until"]).exists()
+    return fault.get("rank", rank) == rank and fault.get("attempt", 0) in (None, attempt) and not over
 
 
 def due() -> list[dict[str, Any]]:
     """The faults of the forward pass that is about to be made."""
     place = (Place.step, Place.micro_batch)
-    return [
-        f for f in FAULTS if here(f) and any((step, f.get("micro_batch", 0)) == place for step in f.get("steps", ()))
-    ]
+    faults = [fault for fault in FAULTS if "call" not in fault and here(fault)]
+    return [f for f in faults if any((step, f.get("micro_batch", 0)) == place for step in f.get("steps", ()))]
 
 
 def happen(fault: dict[str, Any], descriptor: int | None = None) -> None:
@@ -128,7 +132,7 @@ def patch_call(name: str, fault: dict[str, Any]) -> Patch:
         original = getattr(owner, last)
 
         def called(*arguments: Any, **named: Any) -> Any:
-            if here(fault):
+            if here(fault) and Place.step in fault.get("steps", [Place.step]):
                 happen(fault)
             return original(*arguments, **named)
 
