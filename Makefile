@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
+# As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs.
+IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 .PHONY: install demo test test-faults bench lint format clean
 .DEFAULT_GOAL := install
@@ -30,10 +32,10 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(IN_PARALLEL)
 
 test-faults: install
-	$(BIN)/pytest tests/faults -m ""
+	$(IN_PARALLEL) tests/faults -m ""
 
 bench: install
 	$(BIN)/python -m tests.bench

@@ -7,7 +7,7 @@ Python imports this file at its start where its folder is on PYTHONPATH. LONGHAU
 - or when a file whose path fits the pattern `sync` is about to be made durable,
 - or when a function is called (`call`, as module:Class.function), in some `steps` or always.
 
-`rank` restricts it to one rank; `attempt` to one of the launcher's attempts, the first unless said otherwise, null being
+`rank` restricts it to one rank; `attempt` to one of the launcher's attempts, the first unless said otherwise, null for
 all of them. `once` is a path that has to be there first, for which it is waited (and to `wait` is all that happens
 then); `until` is one that ends the fault.
 """
