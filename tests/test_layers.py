@@ -60,7 +60,7 @@ LAYERS = {
     "finetune.saving": 6,
     "finetune.recovery": 6,
     "finetune.train": 6,
-    "finetune.opened": 6,
+    "finetune.recipe_data": 6,
     "finetune.recipes": 6,
     "finetune.runs": 6,
     "finetune.__main__": 6,

@@ -27,7 +27,7 @@ def preview(
     from data_tools.preview.draws import collect
     from data_tools.preview.page import page
     from data_tools.preview.terminal import tables
-    from finetune.opened import open_recipe
+    from finetune.recipe_data import open_recipe
 
     with tempfile.TemporaryDirectory() as kept:
         opened = open_recipe(config, Path(kept))

@@ -22,7 +22,7 @@ from finetune.data.prompts.writing import clean
 from finetune.data.samples import place_of
 from finetune.data.sources import Record
 from finetune.errors import DataFault, UserError
-from finetune.opened import Opened
+from finetune.recipe_data import Opened
 
 THUMBNAIL_PX = 320
 """Longest side of a picture that is shown."""

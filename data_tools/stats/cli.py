@@ -49,7 +49,7 @@ def _figures(config: Config, prompts: int, draws: int) -> tuple[Stats, PromptFig
         if not prompts:
             return collect(open_sources(config, Path(kept))), None
         from data_tools.stats.looking import look
-        from finetune.opened import open_recipe
+        from finetune.recipe_data import open_recipe
 
         opened = open_recipe(config, Path(kept))
         sources = sources_of(opened.dataset, opened.journal)

@@ -14,7 +14,7 @@ from finetune.data.buckets import I64
 from finetune.data.plan import Draw
 from finetune.data.samples import ids_of_rows
 from finetune.errors import DataFault
-from finetune.opened import Opened
+from finetune.recipe_data import Opened
 
 
 def look(config: Config, opened: Opened, sources: Sequence[OpenSource], samples: int, draws: int) -> PromptFigures:

@@ -19,7 +19,7 @@ from finetune.errors import DataFault, UserError
 from finetune.feed import KEPT
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.watch import recipe_step
-from finetune.opened import Opened, open_recipe
+from finetune.recipe_data import Opened, open_recipe
 from finetune.runs.folder import AsJson, RunFolder, read_config
 
 

@@ -17,8 +17,8 @@ from finetune.data.shapes import PlanSettings, Shape
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.monitor.ledger import SCHEMA, Ledger
-from finetune.opened import open_recipe
 from finetune.phases import PhaseConfig
+from finetune.recipe_data import open_recipe
 from finetune.runs.__main__ import app
 from finetune.runs.ledger import epochs, sightings
 from tests.helpers import SMALL, data_config, sample_ids

@@ -13,7 +13,7 @@ from PIL import Image
 from data_tools.indexing import index_folder
 from data_tools.preview.draws import Preview, collect
 from finetune.config import Config
-from finetune.opened import Opened, open_recipe
+from finetune.recipe_data import Opened, open_recipe
 from finetune.recipes import read_recipe
 from tests.data_tools.test_indexing import write_tar
 

@@ -15,7 +15,7 @@ from data_tools.preview.draws import THUMBNAIL_PX, Learned, Shown, collect
 from finetune.data.plan import Draw
 from finetune.data.preparer import Sample
 from finetune.errors import UserError
-from finetune.opened import Opened
+from finetune.recipe_data import Opened
 from tests.data_tools.preview.conftest import Look, Open, noise, write_shard
 from tests.data_tools.test_indexing import write_tar
 

@@ -16,7 +16,7 @@ from data_tools.stats.prompts import PromptFigures, TagFigures
 from data_tools.stats.sources import open_sources, sources_of
 from finetune.data.samples import place_of
 from finetune.errors import UserError
-from finetune.opened import open_recipe
+from finetune.recipe_data import open_recipe
 from finetune.recipes import read_recipe
 from tests.data_tools.stats.test_buckets import recipe
 from tests.data_tools.test_indexing import picture, write_tar
