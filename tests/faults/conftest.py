@@ -6,7 +6,7 @@ import pytest
 
 from data_tools.build import build
 from tests.conftest import write_pictures
-from tests.faults.scene import STEPS, MakeScene, Reference, Scene, arguments, assert_continuous
+from tests.faults.scene import STEPS, MakeScene, Reference, Scene, arguments, assert_continuous, save_model
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +19,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_scene(pictures: Path, tiny_model: Path) -> MakeScene:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of a model that trains smoothly."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def make_scene(pictures: Path, model: Path) -> MakeScene:
     """Makes a run in a folder."""
 
     def make(runs: Path, *overrides: str, processes: int = 1) -> Scene:
-        return Scene(runs, (*arguments(runs, pictures, tiny_model), *overrides), processes)
+        return Scene(runs, (*arguments(runs, pictures, model), *overrides), processes)
 
     return make
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.demo.tiny_model import TinySizes, save_tiny_model, train_tokenizer
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
 from tests.processes import DEADLINE_S, assert_alone, finish, launch, wait_until
@@ -23,6 +24,17 @@ EXACT = ("step", "loss", "grad_norm", "lr", "epoch", "samples_seen", "phase")
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 
 Fault = dict[str, Any]
+
+
+SIZES = TinySizes(unet=(16, 32), vae=(4, 8, 8, 8), text=16, text_layers=3)
+"""Levels of a single pixel, as a deeper model has them in so small pictures, are normalised to nothing but rounding,
+which the gradients then consist of."""
+
+
+def save_model(folder: Path) -> None:
+    """Make `model` in a folder."""
+    texts = [f"picture number {i}, tag {i}" for i in range(100)]
+    save_tiny_model(folder / "model", train_tokenizer(texts, folder / "tokenizer"), SIZES)
 
 
 def arguments(runs: Path, shards: Path, model: Path) -> tuple[str, ...]:

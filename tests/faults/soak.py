@@ -17,9 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_tools.build import build
-from data_tools.demo.tiny_model import save_tiny_model, train_tokenizer
-from tests.conftest import TINY, write_pictures
-from tests.faults.scene import BATCH, Scene, arguments, assert_same, metrics
+from tests.conftest import write_pictures
+from tests.faults.scene import BATCH, Scene, arguments, assert_same, metrics, save_model
 from tests.processes import assert_alone, workers
 
 PICTURES = 60
@@ -59,8 +58,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     """Shards and a model in a folder."""
     write_pictures(folder / "pictures", PICTURES)
     build(folder / "pictures", folder / "shards", shard_mib=1, text_as="auto", workers=1)
-    texts = [f"picture number {i}, tag {i}" for i in range(PICTURES)]
-    save_tiny_model(folder / "model", train_tokenizer(texts, folder / "tokenizer"), TINY)
+    save_model(folder)
     return folder / "shards", folder / "model"
 
 

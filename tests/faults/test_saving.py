@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint(scene: Scene, whole: Path, damage: Damage) -> None
     assert_same(scene.finish(), whole)
     assert scene.resumed == [6]
     (event,) = scene.events("damaged checkpoint")
-    assert event["reason"].startswith(f"step-00000009: {RANK_FILE} is ")
+    assert event["reason"].startswith(f"step-00000009: {RANK_FILE} ")
     aside = scene.checkpoints / "step-00000009.damaged-1"
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == damaged
     assert scene.saved == [3, 6, 9, STEPS]

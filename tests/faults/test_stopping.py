@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.monitor.files import read_lines
 from tests.faults.scene import Fault, Scene, assert_continuous, assert_same
 from tests.processes import DEADLINE_S, assert_alone, workers
 
@@ -119,10 +120,15 @@ def test_crash_loop(scene: Scene, whole: Path) -> None:
 
 @pytest.mark.faults
 def test_crash_loop_under_the_launcher(pair: Scene) -> None:
-    """A launcher that restarts without end is stopped."""
-    pair.fail("run.max_crashes_at_step=2", faults=[pair.at("SIGKILL", 5, saved=3, rank=1, attempt=None)], restarts=5)
+    """A launcher that would restart again and again gets nothing more to train."""
+    pair.fail(
+        "run.max_crashes_at_step=2",
+        faults=[pair.at("SIGKILL", 5, saved=3, rank=1, attempt=None)],
+        restarts=2,
+    )
     (sentence,) = pair.sentences
     assert "step 5" in sentence
+    assert [row["kind"] for row in read_lines(pair.run / "starts.jsonl")] == ["began", "ended"] * 2
     assert pair.resumed == [3]
 
 
