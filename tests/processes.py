@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 DEADLINE_S = 300
 ORPHANS_S = 30
 """How long what a killed launcher has started may live on."""
+MARK = "LAUNCHED_WITH_PORT"
+"""A variable by which all processes of a launch are known: torchrun gives each worker a session of its own."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -41,7 +44,7 @@ def launch(
         *("--dynamo_backend", "no", "--main_process_port", str(port), "-m", "finetune", *arguments),
     ]
     log.parent.mkdir(exist_ok=True)
-    env = {**ENVIRONMENT, **environment}
+    env = {**ENVIRONMENT, **environment, MARK: str(port)}
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=env)
 
@@ -63,7 +66,7 @@ def kill_when(
     if launcher_alone:
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        signal_all(process, signal.SIGKILL)
     process.wait()
     assert_alone(process)
 
@@ -80,24 +83,31 @@ def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool], lo
 def assert_alone(process: subprocess.Popen[bytes]) -> None:
     """Nothing is left of a launch that has ended, or soon will not be."""
     deadline = time.monotonic() + ORPHANS_S
-    while left := workers(process.pid):
+    while left := members(process):
         if time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            signal_all(process, signal.SIGKILL)
             raise AssertionError(f"the launcher's death left processes behind: {left}")
         time.sleep(0.1)
 
 
-def workers(session: int) -> list[int]:
-    """Processes of the session that are alive; what has ended and waits to be reaped is not."""
+def members(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of a launch that are alive, its launcher among them; what has ended and waits to be reaped is
+    not."""
+    assert isinstance(process.args, list)
+    mark = f"{MARK}={process.args[process.args.index('--main_process_port') + 1]}".encode()
     alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, owner = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(owner) == session and state != "Z":
-            alive.append(int(stat.parent.name))
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in environment.read_bytes().split(b"\0") and is_alive(int(environment.parent.name)):
+                alive.append(int(environment.parent.name))
     return alive
+
+
+def signal_all(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to every process of a launch."""
+    for pid in members(process):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def is_alive(pid: int) -> bool:

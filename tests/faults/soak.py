@@ -19,7 +19,7 @@ from pathlib import Path
 from data_tools.build import build
 from tests.conftest import write_pictures
 from tests.faults.scene import BATCH, Scene, arguments, assert_same, metrics, save_model
-from tests.processes import assert_alone, workers
+from tests.processes import assert_alone, members, signal_all
 
 PICTURES = 60
 EPOCH = PICTURES / BATCH
@@ -69,7 +69,7 @@ def done_steps(scene: Scene) -> int:
 
 def trains(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
     """Whether it is this launch that says it."""
-    return (scene.run / "status.json").exists() and scene.status["pid"] in workers(process.pid)
+    return (scene.run / "status.json").exists() and scene.status["pid"] in members(process)
 
 
 def kill(process: subprocess.Popen[bytes], how: str) -> None:
@@ -77,10 +77,10 @@ def kill(process: subprocess.Popen[bytes], how: str) -> None:
     if how == "launcher":
         process.kill()
     elif how == "worker":
-        others = [pid for pid in workers(process.pid) if pid != process.pid]
+        others = [pid for pid in members(process) if pid != process.pid]
         os.kill(others[-1] if others else process.pid, signal.SIGKILL)
     else:
-        os.killpg(process.pid, signal.SIGTERM if how == "ask" else signal.SIGKILL)
+        signal_all(process, signal.SIGTERM if how == "ask" else signal.SIGKILL)
     process.wait()
     assert_alone(process)
 

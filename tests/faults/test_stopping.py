@@ -1,6 +1,5 @@
 """What stops a run's processes: signals, deaths, and crashes that come again."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from finetune.monitor.files import read_lines
 from tests.faults.scene import Fault, Scene, assert_continuous, assert_same
-from tests.processes import DEADLINE_S, assert_alone, workers
+from tests.processes import DEADLINE_S, assert_alone, members, signal_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PREEMPTED = 75
@@ -53,7 +52,7 @@ def test_sigterm_to_all_processes(pair: Scene, whole_pair: Path) -> None:
     """As SLURM and a terminal do it: the launcher hears it too, and hands it on to ranks that have heard it."""
     process = pair.start()
     pair.until_step(process, 4)
-    os.killpg(process.pid, signal.SIGTERM)
+    signal_all(process, signal.SIGTERM)
     assert process.wait(timeout=DEADLINE_S) != 0
     assert_alone(process)
     assert_preempted(pair, *range(4, 9))
@@ -73,8 +72,8 @@ def test_sigterm_twice(scene: Scene, whole: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("run", "reference"), [("scene", "whole"), ("pair", "whole_pair")])
-def test_launcher_killed(request: pytest.FixtureRequest, run: str, reference: str) -> None:
+@pytest.mark.parametrize(("run", "calm"), [("scene", "whole"), ("pair", "whole_pair")])
+def test_launcher_killed(request: pytest.FixtureRequest, run: str, calm: str) -> None:
     """Its workers end too, after a last checkpoint, and leave no process behind."""
     killed: Scene = request.getfixturevalue(run)
     process = killed.start(faults=[{"what": "sleep", "seconds": 0.5, "steps": list(range(5, 13))}])
@@ -83,7 +82,7 @@ def test_launcher_killed(request: pytest.FixtureRequest, run: str, reference: st
     process.wait()
     assert_alone(process)
     assert_preempted(killed, *range(4, 13))
-    assert_same(killed.finish(), request.getfixturevalue(reference))
+    assert_same(killed.finish(), request.getfixturevalue(calm))
 
 
 @pytest.mark.faults
@@ -139,7 +138,7 @@ def test_two_launches(scene: Scene, whole: Path, tmp_path: Path) -> None:
     scene.until_step(process, 4)
     sentence = scene.refused()
     refused.touch()
-    (trainer,) = [str(pid) for pid in workers(process.pid) if pid != process.pid]
+    (trainer,) = [str(pid) for pid in members(process) if pid != process.pid]
     assert str(scene.run) in sentence
     assert trainer in sentence
     assert process.wait(timeout=DEADLINE_S) == 0, scene.said[-4000:]
