@@ -49,7 +49,8 @@ def check_format(checkpoint: Checkpoint) -> None:
     if missing := NOTES - checkpoint.meta.keys():
         raise UserError(
             f"{checkpoint.folder} was saved by an earlier version of Longhaul (it has no "
-            f"{', '.join(sorted(missing))}): finish the run with that version, or start another run with another run.name"
+            f"{', '.join(sorted(missing))}): finish the run with that version, or start another run with another "
+            "run.name"
         )
 
 
