@@ -94,7 +94,7 @@ class Zero3(Zero):
         weights = {p: _gathered(p) for p in self.model.module.parameters()}
         self.model.destroy()
         for thing, names in self._added:
-            for name in names:
+            for name in [name for name in vars(thing) if name in names or name.startswith("ds_")]:
                 delattr(thing, name)
         for module, parameters in self._parameters:
             module._parameters = parameters
