@@ -9,7 +9,8 @@ from tests.faults.scene import MakeScene, Reference, Scene, assert_close
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1800)]
 BY_OPTIMIZER = {"adamw": 1e-6, "adamw8bit": 1e-3}
-"""How far the losses may lie from those of the run that nothing befell, relatively."""
+"""How far the losses may lie from those of the run that nothing befell, relatively. Measured: 1.2e-7, which is a bit of
+a float32, and 8.5e-5."""
 
 Stage = tuple[str, int]
 """A strategy and a number of processes."""
