@@ -151,7 +151,7 @@ class Feed:
         """This rank's micro-batches of some steps, all of one phase."""
         data = self._data
         dataset = self.micro_batches(steps, tokenizer, latents, diffusion)
-        # Worker processes are forked before any thread is started.
+        # Worker processes are forked before the threads that fetch ahead are started, whose locks they would inherit.
         loader = open_loader(dataset, data, pin)
         windows = data.cache.windows_ahead if is_first_on_machine() else -1
         with Ahead(self.plan, self.sources, windows=windows, downloads=data.cache.downloads, step=steps.start) as ahead:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune.checkpoint.search import Report
 from finetune.checkpoint.store import Checkpoint, CheckpointStore
 from finetune.config import Config, resolved
 from finetune.distributed import Distributed
@@ -32,16 +33,13 @@ class Opening:
 
     parts: Parts
     store: CheckpointStore
+    report: Report
+    """What tells of a checkpoint that is passed over or fetched."""
     lock: RunLock
     start: Start
     pulse: Pulse
     watch: Watch | None
     """What watches the run; None on ranks other than the first."""
-
-    def report(self, kind: str, sentence: str) -> None:
-        """Tell of a checkpoint that is passed over or fetched."""
-        if self.watch:
-            tell(self.watch, kind, sentence)
 
     def renew(self, step: int) -> None:
         """Take in what has changed in the data by a border; what cannot be used is passed over with an event."""
@@ -69,8 +67,9 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
     folder, health = config.run_folder, config.health
     with locked(folder, distributed, say) as lock:
         store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
-        found: list[tuple[str, str]] = []
-        checkpoint = find_checkpoint(config, store, found)
+        events = EventLog(folder / EVENTS)
+        report = partial(tell, events)
+        checkpoint = find_checkpoint(config, store, report)
         before = on_main(distributed, lambda: taken_pulse(folder / PULSES))
         with (
             started(
@@ -88,35 +87,36 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
                 world=distributed.world,
                 stall_s=health.stall_s,
                 notes=folder / NOTES,
-                tell=partial(tell_stall, EventLog(folder / EVENTS)) if distributed.is_main else None,
+                tell=partial(tell_stall, events) if distributed.is_main else None,
             ),
         ):
+            pulse.at(checkpoint.step if checkpoint else 0, "starting")
             parts = Parts(config, distributed, checkpoint)
             store.check_room(sum(distributed.gather(parts.state_bytes)))
-            with open_watch(parts, found) if distributed.is_main else nullcontext() as watch:
-                yield Opening(parts, store, lock, start, pulse, watch)
+            with open_watch(parts) if distributed.is_main else nullcontext() as watch:
+                yield Opening(parts, store, report, lock, start, pulse, watch)
 
 
-def find_checkpoint(config: Config, store: CheckpointStore, found: list[tuple[str, str]]) -> Checkpoint | None:
+def find_checkpoint(config: Config, store: CheckpointStore, report: Report) -> Checkpoint | None:
     """The newest whole checkpoint of the run. Raises UserError where there is one and resume=never.
 
     Args:
-        found: takes what is passed over or fetched, as kind and sentence.
+        report: told of what is passed over or fetched.
     """
-    checkpoint = store.newest(lambda kind, sentence: found.append((kind, sentence)))
+    checkpoint = store.newest(report)
     if checkpoint and config.resume == "never":
         raise UserError(f"{checkpoint.folder} exists but resume=never: give another run.name, or resume=auto")
     return checkpoint
 
 
-def tell(watch: Watch, kind: str, sentence: str) -> None:
+def tell(events: EventLog, kind: str, sentence: str) -> None:
     """An event that the user reads of at once as well."""
-    watch.event(kind, reason=sentence)
-    watch.say(f"{kind}: {sentence}")
+    events.write(kind, reason=sentence)
+    say(f"{kind}: {sentence}")
 
 
-def open_watch(parts: Parts, found: list[tuple[str, str]]) -> Watch:
-    """What watches a run, told of all that was found out while it was opened."""
+def open_watch(parts: Parts) -> Watch:
+    """What watches a run, told of what is to be known when it begins or goes on."""
     config, feed, done = parts.config, parts.feed, parts.done
     watch = Watch(
         config.run_folder,
@@ -129,6 +129,7 @@ def open_watch(parts: Parts, found: list[tuple[str, str]]) -> Watch:
         total_steps=parts.total_steps,
         global_batch=config.train.global_batch,
         max_bad_share=config.data.max_bad_share,
+        looked=parts.looked,
     )
     for facts in untold(config.run_folder / STALLS):
         watch.event("stalled rank", **facts)
@@ -139,8 +140,6 @@ def open_watch(parts: Parts, found: list[tuple[str, str]]) -> Watch:
     if advice := parts.objective.neglect:
         watch.event("objective", advice=advice)
         watch.say(f"loss     {advice}")
-    for kind, sentence in found:
-        tell(watch, kind, sentence)
     return watch
 
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from finetune.checkpoint.export import build_pipeline
-from finetune.checkpoint.resume import check_identity, check_model, parameter_shapes
+from finetune.checkpoint.resume import check_format, check_identity, check_model, parameter_shapes
 from finetune.checkpoint.store import Checkpoint, state_bytes
 from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
 from finetune.data.journal import Journal
@@ -84,6 +84,11 @@ class Parts:
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
+    def looked(self) -> bool:
+        """Whether what is due after the steps that are done has been looked at."""
+        return self.checkpoint is not None and bool(self.checkpoint.meta["looked"])
+
+    @property
     def total_steps(self) -> int:
         """Where the run ends."""
         return self.phases.total_steps
@@ -113,6 +118,7 @@ class Parts:
         if self.checkpoint is None:
             self.feed.begin(None, 0)
             return
+        check_format(self.checkpoint)
         self.feed.begin(self.checkpoint.meta["journal"], self.checkpoint.step)
         check_identity(self.checkpoint, self.feed.identity(self.checkpoint.step))
         changes = recipe_changes(self.checkpoint.meta["config"], resolved(self.config), defaults())

@@ -1,7 +1,6 @@
 """What follows from bad steps: they are left out, the run goes back, samples are put into quarantine."""
 
-from finetune.checkpoint.store import Marks
-from finetune.data.journal import Jump, Quarantine, Skip
+from finetune.data.journal import Journal, Jump, Quarantine, Skip
 from finetune.errors import UserError
 from finetune.health.judge import Verdict
 from finetune.health.quarantine import drawn, suspects
@@ -27,7 +26,7 @@ class Recovery:
         """
         verdict = self._saving.health.judge(step, loss, norm, phase=self._parts.phases.number(step))
         if verdict.reason is not None:
-            self._feed.remember(self._feed.journal.with_skip(Skip(step, verdict.reason)))
+            self._remember(self._feed.journal.with_skip(Skip(step, verdict.reason)))
             if watch := self._opening.watch:
                 keys = [self._feed.sources.key(sample) for sample in drawn(self._feed.plan, step)]
                 watch.skipped(step + 1, verdict.reason, keys)
@@ -42,7 +41,7 @@ class Recovery:
         samples = suspects(journal, self._feed.plan, after)
         if not samples:
             return False
-        self._feed.remember(journal.with_quarantine(Quarantine(step + 1, samples)))
+        self._remember(journal.with_quarantine(Quarantine(step + 1, samples)))
         if watch := self._opening.watch:
             keys = [self._feed.sources.key(sample) for sample in samples]
             watch.event("quarantined", step=step + 1, keys=keys)
@@ -51,7 +50,7 @@ class Recovery:
 
     def roll_back(self, step: int, verdict: Verdict, border: int) -> int:
         """Restore the weights of the checkpoint before the bad steps that end with `step`, and pass over the window of
-        the data that they lie in; the step to go on with, at most the next border.
+        the data that they lie in; the step to go on with, at most the next border. It has to be saved at once.
 
         Raises:
             UserError: the run has gone back too often, or has nowhere to go back to.
@@ -63,13 +62,24 @@ class Recovery:
                 f"rolled back {len(journal.jumps)} times already: look at the samples of these steps in events.jsonl "
                 "and at the learning rate, and raise health.max_rollbacks to go on"
             )
+        self._opening.pulse.at(step, "saving")
         checkpoint = self._saving.store.rollback(first_bad, self._opening.report)
+        if checkpoint is None:
+            raise UserError(
+                f"{verdict.streak} bad steps in a row up to step {step + 1:,} ({verdict.reason}), and no checkpoint of "
+                "before to go back to: look at the samples of these steps in events.jsonl and at the learning rate, "
+                "and save more often (checkpoint.every_steps)"
+            )
         to = min(self._feed.plan.after_window(step), border)
-        self._feed.remember(journal.with_jump(Jump(checkpoint.step, to, first_bad)))
+        self._remember(journal.with_jump(Jump(checkpoint.step, to, first_bad)))
         self._parts.distributed.load_state(*checkpoint.ranks)
-        self._saving.recall(checkpoint)
+        before_change = self._parts.changed and checkpoint.step <= self._parts.done
+        self._saving.recall(checkpoint, compare=not before_change)
         if watch := self._opening.watch:
             watch.rolled_back(checkpoint.step, to, f"{verdict.streak} bad steps in a row: {verdict.reason}")
-        self._saving.save(to, Marks(), looked=True)
-        self._saving.at(to)
         return to
+
+    def _remember(self, journal: Journal) -> None:
+        self._feed.remember(journal)
+        if watch := self._opening.watch:
+            watch.keep_journal(journal)

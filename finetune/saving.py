@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune.checkpoint.exporter import BackgroundExport
 from finetune.checkpoint.resume import package_versions
-from finetune.checkpoint.store import Checkpoint, Marks
+from finetune.checkpoint.store import BEAT_S, Checkpoint, Marks
 from finetune.config import resolved
 from finetune.health.judge import Health
 from finetune.monitor.watch import Watch
@@ -26,8 +26,6 @@ class Saving:
         run, export = self._parts.config.run_folder, self._parts.config.export
         self._exports = BackgroundExport(run, export) if opening.watch else None
         checkpoint = opening.parts.checkpoint
-        self.owes_a_look = checkpoint is None or not checkpoint.meta["looked"]
-        """Whether what is due after the steps that are done has not been looked at."""
         if checkpoint:
             self.recall(checkpoint, compare=not opening.parts.changed)
 
@@ -92,14 +90,24 @@ class Saving:
             in_haste: give up what can be had later as well: exports, and copies behind a URL.
         """
         self.store.wait()
+        if in_haste:
+            self.attend()
+            if self._exports:
+                self._exports.close()
+            return
+        self._wait_for_exports()
         self.attend()
-        if self._exports and in_haste:
-            self._exports.close()
-        elif self._exports:
-            self._exports.wait()
-        if not in_haste:
-            self.store.drain()
+        self._wait_for_exports()
+        self.store.drain(self._beat)
         self.attend()
+
+    def _wait_for_exports(self) -> None:
+        while self._exports and not self._exports.wait(BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        """Tell that this rank waits and has not stopped."""
+        self._opening.pulse.at(self._parts.total_steps, "saving")
 
     def _export(self, step: int, watch: Watch, exports: BackgroundExport) -> None:
         """Begin to export the checkpoint of a step where that is due; it stays meanwhile."""

@@ -33,7 +33,7 @@ def train(config: Config) -> None:
     """
     distributed = Distributed(config.strategy)
     try:
-        with opened(config, distributed) as opening, StopSignals() as signals:
+        with StopSignals() as signals, opened(config, distributed) as opening:
             run = Run(opening, signals)
             run.fit()
             run.finish()
@@ -60,7 +60,7 @@ class Run:
     def fit(self) -> None:
         """Train to the run's end, stretch by stretch: at the borders between them the data or the phase may change."""
         step = self.parts.done
-        if self.saving.owes_a_look:
+        if not self.parts.looked:
             self.look(step)
         while step < self.parts.total_steps:
             stretch = self.stretch(step)
@@ -82,7 +82,9 @@ class Run:
                 verdict = self.train_step(step, batches)
                 if verdict.rolls_back:
                     self.flush(step + 1)
-                    return self.recovery.roll_back(step, verdict, steps.stop)
+                    to = self.recovery.roll_back(step, verdict, steps.stop)
+                    self.attend(to, save=True)  # or a kill would have all of it come again
+                    return to
                 quarantined = self.recovery.quarantine(step, verdict)
                 self.attend(step + 1)
                 if quarantined:
@@ -134,11 +136,11 @@ class Run:
             self.bad += batch.bad
         return torch.stack(losses).mean(), waited_s, forward
 
-    def attend(self, done: int) -> None:
-        """Do what is due after `done` steps."""
+    def attend(self, done: int, *, save: bool = False) -> None:
+        """Do what is due after `done` steps, and save in any case if told so."""
         phases, saves = self.parts.phases, self.config.checkpoint.every_steps
         border = done == phases.span(phases.number(done - 1)).stop
-        saving = border or self.stopping or done % saves == 0
+        saving = save or border or self.stopping or done % saves == 0
         if saving or done % self.config.monitor.flush_every_steps == 0:
             self.flush(done)
         # Before saving: what is done again after a kill is looked at again. A stop leaves no time for it.
@@ -200,14 +202,14 @@ class Run:
         return look(self.parts, self.watch, self.pulse, done)
 
     def finish(self) -> None:
-        """Export the model and draw the curves."""
-        self.saving.finish(in_haste=False)
-        self.pulse.at(self.parts.total_steps, "exporting")
+        """Export the model, draw the curves, and wait until everything lies where it belongs."""
+        steps = max(self.parts.done, self.parts.total_steps)  # phases may have been made shorter
+        self.pulse.at(steps, "exporting")
         with self.distributed.evaluation_weights():
             if self.watch:
                 folder = self.watch.folder / "export"
-                export(self.parts.pipeline, folder, model=self.config.model, steps=self.parts.total_steps)
+                export(self.parts.pipeline, folder, model=self.config.model, steps=steps)
                 self.watch.say(
                     f"curves   {self.watch.curves()}\nsamples  {self.watch.folder / 'samples'}\nmodel    {folder}"
                 )
-        self.distributed.barrier()
+        self.saving.finish(in_haste=False)

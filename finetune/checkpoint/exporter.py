@@ -99,10 +99,14 @@ class BackgroundExport:
         ended, self._ended = self._ended, []
         return ended
 
-    def wait(self) -> None:
-        """Wait for the export that is going on."""
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the export that is going on, for so long at most; whether none is going on any more."""
         if self._running:
-            self._running.process.wait()
+            try:
+                self._running.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                return False
+        return True
 
     def close(self) -> None:
         """Stop the export that is going on."""

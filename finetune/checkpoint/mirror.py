@@ -89,7 +89,7 @@ class Mirror:
         checkpoint = parse_manifest(text, final)
         temporary = final.with_suffix(UNFINISHED)
         try:
-            with disk_faults(folder, f"the copy of {self.url}/{name}", checkpoint.size):
+            with disk_faults(folder, f"the copy of {redacted(self.url)}/{name}", checkpoint.size):
                 temporary.mkdir(parents=True)
                 for file, expected in checkpoint.files.items():
                     self._fetch_file(f"{self.url}/{name}/{file}", temporary / file, expected)

@@ -9,6 +9,8 @@ from torch import nn
 from finetune.checkpoint.store import Checkpoint
 from finetune.errors import UserError
 
+NOTES = {"identity", "journal", "config", "model", "health", "updates", "looked"}
+"""What a run goes on from beside the state of its ranks."""
 PACKAGES = ("longhaul", "torch", "deepspeed", "accelerate", "diffusers", "transformers", "bitsandbytes", "numpy")
 
 
@@ -40,6 +42,16 @@ def check_model(checkpoint: Checkpoint, current: Mapping[str, list[int]]) -> Non
 
 def _shaped(verb: str, shape: list[int] | None) -> str:
     return f"{verb} not there" if shape is None else f"{verb} of shape {shape}"
+
+
+def check_format(checkpoint: Checkpoint) -> None:
+    """Raise UserError where a checkpoint lacks what is gone on from."""
+    if missing := NOTES - checkpoint.meta.keys():
+        raise UserError(
+            f"{checkpoint.folder} was saved by an earlier version of Longhaul (it has no "
+            f"{', '.join(sorted(missing))}): finish the run with that version, or start another run with another "
+            "run.name"
+        )
 
 
 def check_identity(checkpoint: Checkpoint, current: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,16 @@ from typing import Any, NamedTuple
 from finetune.checkpoint.background import in_background
 from finetune.checkpoint.config import CheckpointConfig
 from finetune.checkpoint.files import GIB, disk_faults, free_bytes
-from finetune.checkpoint.manifest import Checkpoint, Marks, find, finished, newest_checkpoint, read_manifest, readable
+from finetune.checkpoint.manifest import (
+    MANIFEST,
+    Checkpoint,
+    Marks,
+    find,
+    finished,
+    newest_checkpoint,
+    parse_manifest,
+    readable,
+)
 from finetune.checkpoint.mirror import Mirror, fetch_newest
 from finetune.checkpoint.retention import retained
 from finetune.checkpoint.search import Report, go_on_from, remove_unfinished, search, set_aside_before
@@ -38,6 +48,8 @@ __all__ = [
     "newest_checkpoint",
     "state_bytes",
 ]
+
+BEAT_S = 10.0
 
 
 class Saved(NamedTuple):
@@ -126,11 +138,22 @@ class CheckpointStore:
         """On rank 0, what has come of copies to `checkpoint.upload` since this was asked last; does not wait."""
         return self._uploads.outcomes() if self._uploads else []
 
-    def drain(self) -> None:
-        """Wait until what has been saved is copied to `checkpoint.upload`, or that has failed."""
+    def drain(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Wait until what has been saved is copied to `checkpoint.upload`, or that has failed.
+
+        Args:
+            beat: called on rank 0 every so often meanwhile.
+        """
         self.wait()
-        if self._uploads:
-            self._uploads.drain()
+
+        def copied() -> None:
+            if self._uploads:
+                if not self._uploads.woken:
+                    self._uploads.wake()  # for what an earlier start has left without a copy
+                while not self._uploads.drained(BEAT_S):
+                    beat()
+
+        on_main(self._ranks, copied)
 
     def hold(self, step: int) -> None:
         """Keep a checkpoint, whatever the settings say, until it is released."""
@@ -199,39 +222,32 @@ class CheckpointStore:
             found = self._fetched(found, report)
         return self._go_on_from(found, damaged, report)
 
-    def rollback(self, before: int, report: Report) -> Checkpoint:
-        """The newest checkpoint of a step up to `before` that is whole, on all ranks the same.
+    def rollback(self, before: int, report: Report) -> Checkpoint | None:
+        """The newest checkpoint of a step up to `before` that is whole, on all ranks the same; None where there is
+        none.
 
         Args:
             before: steps of the plan.
             report: told on rank 0 of what is passed over.
 
         Raises:
-            UserError: there is none.
+            UserError: there are some, and all of them are damaged.
         """
         self.wait()
         with self._pruning:
             found, damaged = search(self._folder, self._ranks, before)
-            found = self._go_on_from(found, damaged, report)
-        if found is None:
-            raise UserError(
-                f"{self._folder} holds no checkpoint of step {before:,} or before: raise checkpoint.keep so that "
-                "one is kept, or start another run with another run.name"
-            )
-        return found
+            return self._go_on_from(found, damaged, report)
 
     def _fetched(self, found: Checkpoint | None, report: Report) -> Checkpoint | None:
         """What has been found, or a newer copy."""
 
-        def fetch() -> str | None:
-            return (
-                fetch_newest(self._mirror, self._folder, found.step if found else None, report)
-                if self._mirror
-                else None
-            )
+        def fetch() -> tuple[str, str] | None:
+            step = found.step if found else None
+            name = fetch_newest(self._mirror, self._folder, step, report) if self._mirror else None
+            return (name, (self._folder / name / MANIFEST).read_text(encoding="utf-8")) if name else None
 
-        name = on_main(self._ranks, fetch)
-        return read_manifest(self._folder / name) if name else found
+        fetched = on_main(self._ranks, fetch)
+        return parse_manifest(fetched[1], self._folder / fetched[0]) if fetched else found
 
     def _go_on_from(self, found: Checkpoint | None, damaged: dict[str, str], report: Report) -> Checkpoint | None:
         """Tidy up around what has been found, which stays until something is saved after it."""

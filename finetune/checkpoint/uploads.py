@@ -43,6 +43,11 @@ class Uploads:
         self._copying: str | None = None
         self._outcomes: deque[Upload] = deque()
 
+    @property
+    def woken(self) -> bool:
+        """Whether it has ever been woken."""
+        return self._last is not None
+
     def wake(self) -> None:
         """Copy what lacks a copy, once an earlier call is through."""
         before = self._last
@@ -54,10 +59,15 @@ class Uploads:
 
         self._last = in_background("upload", job)
 
-    def drain(self) -> None:
-        """Wait until what was there at the last call of `wake` has a copy, or getting one has failed."""
+    def drained(self, timeout_s: float) -> bool:
+        """Wait, for so long at most, until what was there at the last call of `wake` has a copy or getting one has
+        failed; whether that is so."""
         if self._last:
-            self._last.exception()
+            try:
+                self._last.exception(timeout_s)
+            except TimeoutError:
+                return False
+        return True
 
     def outcomes(self) -> list[Upload]:
         """What has happened since this was asked last."""

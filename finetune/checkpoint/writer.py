@@ -19,8 +19,8 @@ from finetune.checkpoint.manifest import (
     Checkpoint,
     Marks,
     manifest_text,
+    parse_manifest,
     rank_file,
-    read_manifest,
     step_name,
 )
 from finetune.errors import UserError
@@ -62,18 +62,20 @@ def write_checkpoint(
             torch.save(state, cast("IO[bytes]", file))
         return name, file.facts
 
-    def name_it(files: Mapping[str, dict[str, Any]]) -> None:
+    def name_it(files: Mapping[str, dict[str, Any]]) -> str:
+        text = manifest_text(step, files, meta, marks)
         with disk_faults(folder, what, needed):
-            commit(temporary, final, manifest_text(step, files, meta, marks))
+            commit(temporary, final, text)
+        return text
 
     on_main(ranks, begin)
     try:
         files = dict(on_all(ranks, write))
-        on_main(ranks, lambda: name_it(files))
+        text = on_main(ranks, lambda: name_it(files))
     finally:
         if ranks.is_main:
             discard(temporary)  # there only where writing has failed, perhaps for want of room
-    return read_manifest(final)
+    return parse_manifest(text, final)  # which other nodes may see late under its name
 
 
 def check_shared(folder: Path, ranks: Ranks) -> None:

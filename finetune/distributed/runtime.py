@@ -203,13 +203,6 @@ class Distributed:
             dist.all_reduce(shared)
         return shared
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all ranks."""
-        value = value.detach().clone()
-        if self.world > 1:
-            dist.all_reduce(value)
-        return value / self.world
-
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         if self.world == 1:

@@ -33,8 +33,11 @@ class Zero3(Zero):
         accumulation: int,
         config: StrategyConfig,
     ) -> None:
-        self._before = [(thing, dict(vars(thing))) for thing in chain(module.modules(), module.parameters())]
+        before = [(thing, dict(vars(thing))) for thing in chain(module.modules(), module.parameters())]
         super().__init__(module, optimizer, names, ranks=ranks, accumulation=accumulation, config=config)
+        # What others add later is theirs: transformers notes where it has put its hooks.
+        self._added = [(thing, vars(thing).keys() - own.keys()) for thing, own in before]
+        self._parameters = [(thing, own["_parameters"]) for thing, own in before if isinstance(thing, nn.Module)]
 
     def resting(self, parameters: Mapping[str, nn.Parameter]) -> list[Flat]:
         """This rank's share of each parameter that the optimizer does not step, as a flat tensor."""
@@ -90,14 +93,15 @@ class Zero3(Zero):
         self._sharded.checkpoint_event_prologue()
         weights = {p: _gathered(p) for p in self.model.module.parameters()}
         self.model.destroy()
-        for thing, before in self._before:
-            for name in vars(thing).keys() - before.keys():
+        for thing, names in self._added:
+            for name in [name for name in vars(thing) if name in names or name.startswith("ds_")]:
                 delattr(thing, name)
-            if isinstance(thing, nn.Module):
-                thing._parameters = before["_parameters"]
+        for module, parameters in self._parameters:
+            module._parameters = parameters
         for parameter, values in weights.items():
             parameter.data, parameter.grad = values, None
-        self._before.clear()
+        self._added.clear()
+        self._parameters.clear()
 
 
 def _gathered(parameter: nn.Parameter) -> torch.Tensor:

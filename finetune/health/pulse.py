@@ -14,9 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 FOLDER = "pulse"
 """Of a run's folder."""
-Activity = Literal[
-    "starting", "data", "forward", "backward", "update", "recording", "validating", "sampling", "saving", "exporting"
-]
+Activity = Literal["starting", "data", "forward", "backward", "update", "validating", "sampling", "saving", "exporting"]
 _CODES = {name: name.encode() for name in get_args(Activity)}
 _BEAT = struct.Struct("<qqd16s")
 """step, turn, time, activity"""

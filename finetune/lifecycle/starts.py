@@ -15,6 +15,7 @@ from typing import Any
 from finetune.errors import Preempted, UserError
 from finetune.monitor.files import read_lines, replace_text
 from finetune.ranks import Ranks, on_main
+from finetune.redact import redacted
 
 FILE_NAME = "starts.jsonl"
 CRASHES = ("failed", "killed")
@@ -116,7 +117,7 @@ def last_began(folder: Path) -> dict[str, Any] | None:
 
 def ended(state: str, step: int, reason: str) -> dict[str, Any]:
     """The row of a start's end."""
-    return {**_row("ended", step), "state": state, "reason": " ".join(reason.split())[:LONGEST_REASON]}
+    return {**_row("ended", step), "state": state, "reason": redacted(" ".join(reason.split()))[:LONGEST_REASON]}
 
 
 def _row(kind: str, step: int) -> dict[str, Any]:

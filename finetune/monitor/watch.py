@@ -28,6 +28,7 @@ from finetune.monitor.progress import ProgressBar
 from finetune.monitor.samples import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
+from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
 EVENTS = "events.jsonl"
@@ -50,6 +51,7 @@ class Watch:
         total_steps: int,
         global_batch: int,
         max_bad_share: float,
+        looked: bool,
     ) -> None:
         """Open the run's folder, and take back what it holds beyond `done_steps`.
 
@@ -58,6 +60,7 @@ class Watch:
             journal: the history of the run's data.
             notes: folder where processes that wait for data leave their notes.
             done_steps: steps of the checkpoint that is resumed from; 0 at the start.
+            looked: whether what is due after these has been validated.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -73,14 +76,14 @@ class Watch:
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         self._validation = MetricsLog(folder / "validation.jsonl")
         self._ledger = Ledger(folder / "ledger")
-        superseded = self._take_back(done_steps)
+        superseded = self._take_back(done_steps, looked=looked)
         self._notes = notes
         self._paused = False
         self._skipped = len(journal.skips)
         self._slow: set[int] = set()
         for note in notes.glob("*.json"):  # of processes that were killed
             note.unlink()
-        self._keep_journal(journal)
+        self.keep_journal(journal)
         self._trackers = open_trackers(config, folder, name, recipe, done_steps, self._events)
         self._progress = ProgressBar(total_steps, done_steps)
         self._status = StatusFile(
@@ -112,12 +115,12 @@ class Watch:
     ) -> None:
         named = {type(None): "finished", Preempted: "preempted", KeyboardInterrupt: "stopped"}
         state = named.get(type(error), "failed")
-        reason = {} if error is None else {"reason": str(error) or type(error).__name__}
+        reason = {} if error is None else {"reason": redacted(str(error)) or type(error).__name__}
         self._status.update(**reason)
         self.event(state, **reason)
-        self._trackers.close()
+        self._status.close(state)  # before what may take long: who waits for the end may end this process
         self._progress.close()
-        self._status.close(state)
+        self._trackers.close()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write down that something happened."""
@@ -202,7 +205,7 @@ class Watch:
     def rolled_back(self, step: int, to: int, reason: str) -> None:
         """Note that the weights are those after `step` steps again, and that the run goes on after step `to`; what was
         written of the steps in between is moved aside."""
-        superseded = self._take_back(step)
+        superseded = self._take_back(step, looked=True)
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
         self._trackers.alert("rolled back", reason)
@@ -223,7 +226,7 @@ class Watch:
         self._total_steps = total_steps
         self._progress.lengthen(total_steps)
         self._status.update(total_steps=total_steps)
-        self._keep_journal(journal)
+        self.keep_journal(journal)
         edition = asdict(journal.editions[-1])
         self.event("data changed", step=step, excluded=len(journal.excluded(step)), **edition)
 
@@ -232,14 +235,14 @@ class Watch:
         lines, validation = (read_lines(self.folder / f"{name}.jsonl") for name in ("metrics", "validation"))
         return draw_curves(lines, validation, self.folder / "curves.png")
 
-    def _take_back(self, step: int) -> int:
+    def _take_back(self, step: int, *, looked: bool) -> int:
         """Take back what was written of the steps beyond `step`; how many metric lines that were."""
         superseded = self._metrics.supersede(step)
-        self._validation.supersede(step)
+        self._validation.supersede(step if looked else step - 1)
         self._ledger.supersede(step)
         return superseded
 
-    def _keep_journal(self, journal: Journal) -> None:
+    def keep_journal(self, journal: Journal) -> None:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
         replace_text(self.folder / "journal.json", json.dumps(journal.to_plain(), indent=1))
 

@@ -37,7 +37,7 @@ def _status_table(run: Path, facts: dict[str, object]) -> Table:
     table = Table(title=f"{facts['name']}: {facts['health']}", show_header=False, title_justify="left")
     table.add_row("step", f"{facts['step']:,} of {facts['total_steps']:,}")
     for name, form in (("epoch", ".3f"), ("loss", ".5f"), ("grad_norm", ".4f"), ("images_per_s", ".1f")):
-        if name in last:
+        if last.get(name) is not None:  # null where it was not finite
             table.add_row(name, format(last[name], form))
     if "eta_s" in facts:
         table.add_row("ETA", str(timedelta(seconds=round(float(str(facts["eta_s"]))))))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from finetune.checkpoint import exporter
 from finetune.checkpoint.export_config import ExportConfig
-from finetune.checkpoint.exporter import BackgroundExport
+from finetune.checkpoint.exporter import BackgroundExport, Exported
 from tests.runs.saved import first_weights, recipe, shared_out, write_checkpoint, write_recipe
 
 STAND_IN = """#!/bin/sh
@@ -25,6 +25,12 @@ if [ -e "$5/wait" ]; then sleep 60; fi
 if [ -e "$5/fail" ]; then echo half > "$5/export/.$(basename "$6").tmp"; echo some; echo "error: a reason"; exit 2; fi
 mkdir -p "$5/export"; echo "$8" > "$6"; echo x > "${6%.safetensors}.yaml"
 """
+
+
+def finished(exports: BackgroundExport) -> list[Exported]:
+    """What has ended once nothing goes on any more."""
+    assert exports.wait(120.0)
+    return exports.poll()
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_it_is_due_every_so_many_steps(begin: Any) -> None:
 def test_the_command_exports_the_step_as_the_recipe_says(run: Path, begin: Any) -> None:
     exports = begin(format="single_file", dtype="bf16")
     assert exports.start(10)
-    (ended,) = exports.finish()
+    (ended,) = finished(exports)
     assert (ended.step, ended.path, ended.error) == (10, run / "export" / "run-step-00000010.safetensors", None)
     told = (run / "arguments").read_text().split()
     assert told == [
@@ -94,12 +100,12 @@ def test_a_failure_is_told_and_not_raised(run: Path, begin: Any) -> None:
     exports = begin()
     (run / "fail").touch()
     assert exports.start(5)
-    (ended,) = exports.finish()
+    (ended,) = finished(exports)
     assert (ended.step, ended.error) == (5, "a reason")
     assert names(run) == []  # what was half-written is gone
     (run / "fail").unlink()
     assert exports.start(10)
-    assert exports.finish()[0].error is None
+    assert finished(exports)[0].error is None
 
 
 def test_a_command_that_cannot_be_started_is_told_too(run: Path, begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +124,7 @@ def test_the_newest_are_kept(run: Path, begin: Any, keep: int, left: list[int]) 
     exports = begin(keep=keep)
     for step in (5, 10, 15, 20):
         assert exports.start(step)
-        exports.finish()
+        finished(exports)
     files = [f"run-step-{step:08d}{suffix}" for step in left for suffix in (".safetensors", ".yaml")]
     assert names(run) == sorted([*others, *files])
 
@@ -137,7 +143,7 @@ def test_it_is_no_rank_and_takes_one_thread_and_no_gpu(run: Path, begin: Any, mo
     monkeypatch.setenv("HF_HOME", "/somewhere")
     exports = begin()
     exports.start(5)
-    exports.finish()
+    finished(exports)
     told = dict(line.split("=", 1) for line in (run / "environment").read_text().splitlines() if "=" in line)
     assert not {name for name in told if name.startswith(("RANK", "WORLD", "MASTER", "TORCHELASTIC", "ACCELERATE"))}
     assert (told["OMP_NUM_THREADS"], told["CUDA_VISIBLE_DEVICES"]) == ("1", "")
@@ -157,12 +163,12 @@ def test_the_command_itself(tiny_sd15: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", 5, shared_out(first_weights(config), {}, 2))
     exports = BackgroundExport(tmp_path / "run", ExportConfig(every_steps=5))
     assert exports.start(5)
-    (ended,) = exports.finish()
+    (ended,) = finished(exports)
     assert ended.error is None
     assert load_file(ended.path)["model.diffusion_model.out.2.bias"].dtype == torch.float16
     assert ended.path.with_suffix(".yaml").is_file()
     assert exports.start(10)
-    (ended,) = exports.finish()
+    (ended,) = finished(exports)
     assert str(ended.error).endswith("holds no checkpoint of step 10: there are those of 5")
 
 

@@ -290,3 +290,14 @@ def test_all_ranks_take_what_the_first_has_fetched(tmp_path: Path, far: Path) ->
         return found.step
 
     assert on_threads(2, newest) == [5, 5]
+
+
+def test_the_end_of_a_run_that_is_started_again_makes_up_for_a_copy_that_was_cut_off(tmp_path: Path, far: Path) -> None:
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", CheckpointConfig(), OneRank())
+    store.save(5, {"step": torch.full((1000,), 5.0)}, {"seed": 1})
+    store.wait()
+    beats: list[int] = []
+    again = open_store(tmp_path, far)
+    again.drain(lambda: beats.append(1))
+    assert again.uploads() == [Upload("step-00000005", None)]
+    assert [path.name for path in finished(far / "run" / "checkpoints")] == ["step-00000005"]

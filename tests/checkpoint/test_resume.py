@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from finetune.checkpoint.resume import check_identity, check_model, package_versions, parameter_shapes
+from finetune.checkpoint.resume import (
+    NOTES,
+    check_format,
+    check_identity,
+    check_model,
+    package_versions,
+    parameter_shapes,
+)
 from finetune.checkpoint.store import Checkpoint
 from finetune.data.config import BucketsConfig, DataConfig, SourceConfig
 from finetune.data.shapes import PlanSettings, Shape
@@ -88,3 +95,10 @@ def test_a_model_of_another_shape_is_refused_by_the_first_parameter_that_differs
     ):
         with pytest.raises(UserError, match=f"{sentence}, so model.path is of another model: put it back"):
             check_model(saved, parameter_shapes(changed))
+
+
+def test_what_an_earlier_version_saved_is_refused_with_what_it_lacks() -> None:
+    whole = Checkpoint(Path("step-5"), 5, 1, dict.fromkeys(NOTES), {})
+    check_format(whole)
+    with pytest.raises(UserError, match=r"earlier version of Longhaul \(it has no health, looked\)"):
+        check_format(replace(whole, meta=dict.fromkeys(NOTES - {"health", "looked"})))

@@ -146,8 +146,11 @@ class Scenarios:
             self.steps(0)
             sizes.append(large_tensors())
             held.append(self.trainer.model)
+            self.trainer.net.first.noted = "by somebody else"
         self.trainer.distributed._release()
-        return {"sizes": sizes[::2], "own": self.trainer.net.second.weight.untyped_storage().nbytes()}
+        weight = self.trainer.net.second.weight
+        attributes = [*vars(self.trainer.net.first), *vars(weight)]
+        return {"sizes": sizes[::2], "own": weight.untyped_storage().nbytes(), "attributes": attributes}
 
     def half_precision(self) -> dict[str, Any]:
         """Train in fp16, then with a loss scale beyond all bounds."""

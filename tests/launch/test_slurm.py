@@ -87,6 +87,12 @@ def test_a_run_that_saves_before_its_time_is_up_queues_again(site: Path) -> None
     assert arguments[-3:] == ["conf=hyperfusion", "data.shards=/a folder", "run.name=fox"]
 
 
+@pytest.mark.parametrize("state", ["healthy", "stale", "paused"])
+def test_a_run_that_was_killed_since_it_was_too_slow_to_save_queues_again(site: Path, state: str) -> None:
+    submit(site, state, 1, out_of_time=True)
+    assert requeued(site)
+
+
 @pytest.mark.parametrize(
     ("state", "code", "out_of_time"),
     [
@@ -94,6 +100,7 @@ def test_a_run_that_saves_before_its_time_is_up_queues_again(site: Path) -> None
         ("finished", 0, True),  # in the time that was left
         ("failed", 1, False),
         ("failed", 1, True),
+        ("stopped", 1, True),
         ("preempted", 1, False),  # the user has stopped it
     ],
 )

@@ -1,5 +1,6 @@
 """Trackers: real files, steps in order, and no harm when they fail."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def test_wandb_writes_offline_and_keeps_its_id(tmp_path: Path, monkeypatch: pyte
     assert read_lines(tmp_path / "events.jsonl") == []
     names = {path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")}
     assert len(names) == 1  # both runs have the same id
-    assert all(path.stat().st_size > 100 for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 30  # wandb's own process writes them
+    while not all(path.stat().st_size > 100 for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_key_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

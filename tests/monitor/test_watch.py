@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.journal import EXCLUDED, Edition, Journal, SourceState
+from finetune.data.journal import EXCLUDED, Edition, Journal, Skip, SourceState
 from finetune.data.preparer import BadSample
 from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow
@@ -24,7 +24,9 @@ BATCH = 4
 JOURNAL = Journal((Edition(0, {"shards": SourceState("abc", 2, None, None)}),))
 
 
-def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0) -> Watch:
+def open_watch(
+    folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0, *, looked: bool = True
+) -> Watch:
     config = MonitorConfig(heartbeat_s=0.1, tensorboard=False, wandb=WandbConfig(mode="disabled"))
     recipe = {"optim": {"lr": lr, "betas": [0.9]}}
     return Watch(
@@ -38,6 +40,7 @@ def open_watch(folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr
         total_steps=20,
         global_batch=BATCH,
         max_bad_share=max_bad_share,
+        looked=looked,
     )
 
 
@@ -146,6 +149,37 @@ def test_a_rollback_moves_what_it_undoes_aside(tmp_path: Path) -> None:
     assert sorted(set(read_ledger(tmp_path / "ledger")["step"].to_pylist())) == [1, 2, 3, 9]
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "rolled back"]
     assert (event["step"], event["to"], event["superseded_steps"]) == (3, 8, 3)
+
+
+VALIDATED = {"loss": 0.5, "by_decile": [None] * 10, "by_aspect": {}, "samples": 4}
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_what_is_validated_again_after_a_kill_stands_once(tmp_path: Path, looked: bool) -> None:
+    for _ in range(2):
+        with open_watch(tmp_path, done_steps=5, looked=looked) as watch:
+            if not looked or not read_lines(tmp_path / "validation.jsonl"):
+                watch.validated(5, VALIDATED)
+    assert [line["step"] for line in read_lines(tmp_path / "validation.jsonl")] == [5]
+
+
+def test_the_journal_is_kept_where_tools_find_it(tmp_path: Path) -> None:
+    with open_watch(tmp_path) as watch:
+        watch.keep_journal(JOURNAL.with_skip(Skip(3, "loss is nan")))
+    kept = Journal.from_plain(json.loads((tmp_path / "journal.json").read_text()))
+    assert kept.skips == (Skip(3, "loss is nan"),)
+
+
+def test_a_reason_with_a_password_is_told_without_it(tmp_path: Path) -> None:
+    def run() -> None:
+        with open_watch(tmp_path):
+            raise UserError("https://me:secret@host/index cannot be read")
+
+    with pytest.raises(UserError):
+        run()
+    told = "".join(path.read_text() for path in (tmp_path / "events.jsonl", tmp_path / "status.json"))
+    assert "host/index cannot be read" in told
+    assert "secret" not in told
 
 
 def test_slow_ranks_are_told_once_until_they_change(tmp_path: Path) -> None:

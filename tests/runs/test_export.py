@@ -288,7 +288,9 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(tiny_sd15: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "run", tiny_sd15, averaged=False)
-    shutil.copytree(tmp_path / "run/checkpoints/step-00000007", tmp_path / "run/checkpoints/step-00001500")
+    later = shutil.copytree(tmp_path / "run/checkpoints/step-00000007", tmp_path / "run/checkpoints/step-00001500")
+    manifest = json.loads((later / "manifest.json").read_text())
+    (later / "manifest.json").write_text(json.dumps({**manifest, "step": 1500}))
     done = invoked(tmp_path / "run", "--step", "8")
     assert str(done.exception).endswith("holds no checkpoint of step 8: there are those of 7, 1,500")
 

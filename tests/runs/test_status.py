@@ -55,3 +55,12 @@ def test_status_tells_why_a_run_has_ended(tmp_path: Path, state: str) -> None:
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "reason": "stopped by SIGTERM [after step 5]"}))
     assert "stopped by SIGTERM [after step 5]" in CliRunner().invoke(app, ["status", str(run)]).output
+
+
+def test_a_last_step_that_was_not_finite_is_no_obstacle(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "preempted")
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines + json.dumps({"step": 6, "loss": None, "grad_norm": None}) + "\n")
+    shown = CliRunner().invoke(app, ["status", str(run)])
+    assert shown.exit_code == 7
+    assert "grad_norm" not in shown.output

@@ -36,7 +36,7 @@ def as_json(run: Path) -> dict[str, Any]:
 def test_whole_checkpoints(run: Path) -> None:
     done = verified(run)
     assert done.exit_code == 0
-    assert done.output.count("whole") == 2
+    assert done.output.count("│ whole") == 2
     sizes = [
         sum(path.stat().st_size for path in folder.glob("rank-*"))
         for folder in sorted((run / "checkpoints").glob("step-*"))
