@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
 from finetune.distributed.fragments import RankState
+from finetune.distributed.runtime import set_missing_rank_variables
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
@@ -30,6 +31,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rank_variables() -> None:
+    """Let the first of these tests make the group of processes that ddp needs: there is one for the whole process."""
+    set_missing_rank_variables()
+
+
 @dataclass
 class Setting:
     """What differs between the runs of these tests."""
@@ -45,27 +52,27 @@ class Run:
     """A few steps on a batch of noise in one process."""
 
     def __init__(self, tiny_model: Path, setting: Setting) -> None:
-        model = ModelConfig(path=str(tiny_model), attention=setting.attention)
-        components = load_components(model)
+        config = ModelConfig(path=str(tiny_model), attention=setting.attention)
+        components = load_components(config)
         self.distributed = Distributed(StrategyConfig(name=setting.strategy, precision=setting.precision))
         self.trainee = Trainee(components)
         self.optim = OptimConfig(name=setting.optimizer, lr=1e-3, text_encoder_lr=1e-3)
         self.groups = parameter_groups(self.trainee.trainable, self.optim)
         self.ema = setting.ema or EmaConfig()
-        self.prepare()
+        model = self.prepare()
         device = self.distributed.device
         vae = components.vae.to(device).requires_grad_(False)
         objective = Objective(DiffusionConfig(weighting="constant")).to(device)
-        self.step = TrainingStep(self.trainee, vae, objective, self.distributed.autocast())
-        ids = PromptTokenizer(load_tokenizers(model), 150).longest(4)
+        self.step = TrainingStep(model, vae, objective, self.distributed.autocast())
+        ids = PromptTokenizer(load_tokenizers(config), 150).longest(4)
         batch = trial_batch(ids, 128, 64, LatentShape(4, 8))
         noise = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0))
         self.batch = batch._replace(noise=noise, timesteps=torch.tensor([10, 300, 600, 999])).to(device)
 
-    def prepare(self) -> None:
-        """Wrap the model with an optimizer that is new."""
+    def prepare(self) -> nn.Module:
+        """Wrap the model with an optimizer that is new; the model to call."""
         groups = {label: [self.trainee.trainable[n] for n in names] for label, names in self.groups.items()}
-        self.distributed.prepare(
+        return self.distributed.prepare(
             self.trainee,
             build_optimizer(self.optim, groups),
             kind=state_kind(self.optim),
