@@ -42,8 +42,9 @@ def arguments(runs: Path, model: Path, steps: int, *overrides: str) -> list[str]
         f"phases=[{{until: {steps} steps}}]",
     ]
     watch = ["monitor.samples.every_steps=0", "monitor.flush_every_steps=1", "monitor.wandb.mode=disabled"]
+    longer = "run.accept_changes=true"  # some of these runs are made longer when they are started again
     data = ["data.window_shards=1", "data.workers=1", "checkpoint.every_steps=4", "monitor.heartbeat_s=0.2"]
-    return ["conf=demo", f"run.folder={runs}", f"model.path={model}", *sizes, *batch, *watch, *data, *overrides]
+    return ["conf=demo", f"run.folder={runs}", f"model.path={model}", *sizes, *batch, longer, *watch, *data, *overrides]
 
 
 def train(runs: Path, model: Path, steps: int, *overrides: str) -> Path:
