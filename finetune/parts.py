@@ -52,8 +52,8 @@ class Parts:
         for number, phase in enumerate(unfolded, 1):
             check_optimizer(phase.optim)
             if config.data.held_out:
-                step = self.phases.span(number).start
-                choose(self.feed.plan, self.feed.sources, self.feed.plan.epoch_of_step(step), 1, 1)
+                epoch = self.feed.plan.epoch_of_step(self.phases.span(number).start)
+                choose(self.feed.plan, self.feed.sources, epoch, count=1, timesteps=1)  # whether there is anything
 
         tokenizers = load_tokenizers(config.model)
         self.tokenizer = PromptTokenizer(tokenizers, config.model.max_tokens, config.model.pad_chunks)
