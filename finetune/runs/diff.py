@@ -15,7 +15,7 @@ from finetune.checkpoint.store import Checkpoint
 from finetune.errors import UserError
 from finetune.flat import flattened
 from finetune.monitor.files import read_lines
-from finetune.runs.checkpoints import find, plain_recipe
+from finetune.runs.checkpoints import find
 from finetune.runs.folder import AsJson
 
 One = Annotated[str, typer.Argument(help="RUN, RUN@STEP or a checkpoint's folder.", show_default=False)]
@@ -76,7 +76,7 @@ def compared(a: Checkpoint, b: Checkpoint, worst: int) -> dict[str, Any]:
         "identical": same and not any(apart.values()),
         "position": [_position(checkpoint) for checkpoint in (a, b)],
         "optimizer": [first.kind, second.kind],
-        "recipe": changes(plain_recipe(a), plain_recipe(b)),
+        "recipe": changes(a.meta.get("config", {}), b.meta.get("config", {})),
         **{key: changes(a.meta.get(key, {}), b.meta.get(key, {})) for key in COMPARED},
         "parameters": weights,
         "averages": averages,

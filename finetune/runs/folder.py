@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, typed
 from finetune.errors import UserError
+from finetune.monitor.watch import recipe_step
 from finetune.recipes import explain
 
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")]
@@ -25,3 +26,10 @@ def read_config(run: Path, name: str = "config.yaml") -> Config:
         return typed(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise UserError(f"{path} is not of this version: {explain(error)}") from error
+
+
+def recipe_name(run: Path, step: int) -> str:
+    """The file in a run's folder that holds the recipe with which it came to a step."""
+    names = {recipe_step(path): f"recipes/{path.name}" for path in (run / "recipes").glob("step-*.yaml")}
+    begun = [first for first in names if first < step]
+    return names[max(begun)] if begun else "config.yaml"

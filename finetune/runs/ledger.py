@@ -18,9 +18,8 @@ from finetune.data.plan import FILL, Draw
 from finetune.errors import DataFault, UserError
 from finetune.feed import KEPT
 from finetune.monitor.ledger import read_ledger
-from finetune.monitor.watch import recipe_step
 from finetune.recipe_data import Opened, open_recipe
-from finetune.runs.folder import AsJson, RunFolder, read_config
+from finetune.runs.folder import AsJson, RunFolder, read_config, recipe_name
 
 
 def ledger(
@@ -80,13 +79,10 @@ def sightings(run: Path, key: str) -> Iterator[dict[str, Any]]:
     is_wanted = pc.or_kleene(
         pc.is_in(table["sample"], value_set=wanted), pc.is_in(table["substituted_for"], value_set=wanted)
     )
-    recipes = {recipe_step(path): f"recipes/{path.name}" for path in (run / "recipes").glob("step-*.yaml")}
     opened_with = cache(partial(open_run, run))
     for row in table.filter(is_wanted).to_pylist():
         # A run may go on with another recipe: a draw was made with that of its step.
-        begun = [first for first in recipes if first < row["step"]]
-        with_recipe = opened_with(recipes[max(begun)]) if begun else opened
-        yield _sighting(with_recipe, row, set(ids))
+        yield _sighting(opened_with(recipe_name(run, row["step"])), row, set(ids))
 
 
 def open_run(run: Path, recipe: str) -> Opened:

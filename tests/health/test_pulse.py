@@ -57,11 +57,3 @@ def test_a_new_start_is_not_disturbed_by_what_is_left_of_the_last(tmp_path: Path
 
 def test_no_run_no_pulse(tmp_path: Path) -> None:
     assert read_pulses(tmp_path / "pulse") == []
-
-
-def test_a_beat_costs_microseconds(tmp_path: Path) -> None:
-    pulse = Pulse(tmp_path, 0)
-    began = time.perf_counter()
-    for i in range(10_000):
-        pulse.at(i // 4, "forward")
-    assert time.perf_counter() - began < 1.0

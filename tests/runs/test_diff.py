@@ -122,17 +122,6 @@ def test_position_recipe_journal_and_versions(tmp_path: Path) -> None:
     assert "packages numpy" in output
 
 
-def test_the_recipe_of_an_older_checkpoint_is_the_run_s(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", A)
-    write_run(tmp_path / "b", A)
-    (tmp_path / "b" / "recipes").mkdir()
-    OmegaConf.save(OmegaConf.create({"optim": {"lr": 0.3}}), tmp_path / "b" / "recipes" / "step-00000000.yaml")
-    assert facts(tmp_path / "a", tmp_path / "b")["recipe"] == {
-        "optim.lr": [0.1, 0.3],
-        "optim.betas": [[0.9, 0.99], None],
-    }
-
-
 def test_checkpoints_are_named_by_run_step_or_folder(tmp_path: Path) -> None:
     write_run(tmp_path / "run@home", A, step=5)
     folder = write_run(tmp_path / "run@home", {**A, "unet.a": torch.zeros(2)}, step=10)
