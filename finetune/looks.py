@@ -10,12 +10,13 @@ from finetune.step import TrainingStep
 from finetune.validation import choose, validate
 
 
-def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int) -> float | None:
-    """Validate and draw samples where that is due after `done` steps; the validation's loss. All ranks call it."""
+def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: bool) -> float | None:
+    """Validate and draw samples where that is due after `done` steps, and samples in any case if asked to; the
+    validation's loss. All ranks call it."""
     last = done == parts.total_steps
-    monitor = parts.config.monitor
+    monitor = parts.live(done).monitor
     validates = bool(parts.config.data.held_out) and due(done, monitor.validation.every_steps, last=last)
-    draws = bool(monitor.samples.prompts) and due(done, monitor.samples.every_steps, last=last)
+    draws = bool(monitor.samples.prompts) and (asked or due(done, monitor.samples.every_steps, last=last))
     if not (validates or draws):
         return None
     with parts.distributed.evaluation_weights():

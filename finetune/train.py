@@ -11,7 +11,7 @@ from finetune.checkpoint.store import Marks
 from finetune.config import Config
 from finetune.data.preparer import BadSample
 from finetune.distributed import Distributed
-from finetune.errors import Preempted
+from finetune.errors import Preempted, Stopped
 from finetune.feed import Batches
 from finetune.health.judge import Verdict
 from finetune.health.slow import slow
@@ -21,7 +21,10 @@ from finetune.monitor.metrics import Values
 from finetune.opening import Opening, opened
 from finetune.recovery import Recovery
 from finetune.saving import Saving
+from finetune.steering import Orders, Steering
 from finetune.stopwatch import Stopwatch
+
+AGAIN = "start the same command again to go on"
 
 
 def train(config: Config) -> None:
@@ -29,7 +32,8 @@ def train(config: Config) -> None:
 
     Raises:
         UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
-        Preempted: the run was asked to stop, and has saved its state.
+        Preempted: the run was told to stop, and has saved its state.
+        Stopped: somebody has asked it to stop for now, and it has saved its state.
     """
     distributed = Distributed(config.strategy)
     try:
@@ -51,10 +55,11 @@ class Run:
         self.signals = signals
         self.saving = Saving(opening)
         self.recovery = Recovery(opening, self.saving)
+        self.steering = Steering(opening)
         self.bad: list[BadSample] = []
         self.own_s: list[float] = []
         """Of every step since the last flush, the seconds in which this rank did not wait for others."""
-        self.stopping = self.save_failed = False
+        self.stopping = self.save_failed = self.asked = False
         """What some rank said with the last step."""
 
     def fit(self) -> None:
@@ -98,10 +103,10 @@ class Run:
         loss, waited_s, forward = self.accumulate(step, batches)
         self.pulse.at(step, "update")
         norm = self.distributed.gradient_norm().view(1)
-        shared = self.distributed.share(loss, (self.signals.requested, self.saving.store.failed))
+        shared = self.distributed.share(loss, (self.signals.requested, self.saving.store.failed, self.steering.asked))
         # The step's one wait for the device: whether the update may be made has to be known before it is.
-        mean_loss, stops, failures, total_norm = torch.cat((shared, norm)).tolist()
-        self.stopping, self.save_failed = stops > 0, failures > 0
+        mean_loss, stops, failures, requests, total_norm = torch.cat((shared, norm)).tolist()
+        self.stopping, self.save_failed, self.asked = stops > 0, failures > 0, requests > 0
         self.own_s.append(waited_s + forward.seconds())
 
         verdict = self.recovery.judge(step, mean_loss, total_norm)
@@ -138,29 +143,30 @@ class Run:
 
     def attend(self, done: int, *, save: bool = False) -> None:
         """Do what is due after `done` steps, and save in any case if told so."""
-        phases, saves = self.parts.phases, self.config.checkpoint.every_steps
+        orders = self.steering.take(done) if self.asked else Orders()
+        phases, config = self.parts.phases, self.parts.live(done)
         border = done == phases.span(phases.number(done - 1)).stop
-        saving = save or border or self.stopping or done % saves == 0
-        if saving or done % self.config.monitor.flush_every_steps == 0:
+        due = done % config.checkpoint.every_steps == 0
+        saving = save or border or self.stopping or due or orders.save or bool(orders.stop)
+        if saving or done % config.monitor.flush_every_steps == 0:
             self.flush(done)
         # Before saving: what is done again after a kill is looked at again. A stop leaves no time for it.
-        validated = None if self.stopping else self.look(done)
+        validated = None if self.stopping else self.look(done, asked=orders.sample)
         if saving:
             self.saving.save(done, Marks(border, validated), looked=not self.stopping)
         self.saving.attend()
         if self.save_failed:
             self.saving.store.wait()
-        if self.stopping:
-            self.leave(done)
+        if self.stopping or orders.stop:
+            self.leave(done, orders.stop)
 
-    def leave(self, done: int) -> None:
-        """End the run as it was asked to."""
-        self.saving.finish(in_haste=True)
+    def leave(self, done: int, asked_by: str) -> None:
+        """End the run as it was told to, or else as somebody has asked."""
+        self.saving.finish(in_haste=self.stopping)
+        if not self.stopping:
+            raise Stopped(f"{asked_by} asked it to stop after {done:,} steps, which are saved: {AGAIN}")
         reasons = sorted({reason for reason in self.distributed.gather(self.signals.reason) if reason})
-        raise Preempted(
-            f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: start the same command again to "
-            "go on"
-        )
+        raise Preempted(f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: {AGAIN}")
 
     def cross(self, step: int) -> None:
         """Go over a border: take in what has changed in the data, and go over to the phase of a step. What it can't
@@ -197,9 +203,10 @@ class Run:
             self.watch.slow_ranks(done, slow([seconds for _, seconds in gathered], factor))
         self.bad, self.own_s = [], []
 
-    def look(self, done: int) -> float | None:
-        """Validate and draw samples where that is due after `done` steps; the validation's loss."""
-        return look(self.parts, self.watch, self.pulse, done)
+    def look(self, done: int, *, asked: bool = False) -> float | None:
+        """Validate and draw samples where that is due after `done` steps, and samples in any case if asked to; the
+        validation's loss."""
+        return look(self.parts, self.watch, self.pulse, done, asked=asked)
 
     def finish(self) -> None:
         """Export the model, draw the curves, and wait until everything lies where it belongs."""

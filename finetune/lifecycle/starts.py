@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Preempted, UserError
+from finetune.errors import Preempted, Stopped, UserError
 from finetune.monitor.files import read_lines, replace_text
 from finetune.ranks import Ranks, on_main
 from finetune.redact import redacted
@@ -127,5 +127,5 @@ def _row(kind: str, step: int) -> dict[str, Any]:
 def _state(error: BaseException | None) -> str:
     if error is None:
         return "finished"
-    known = {Preempted: "preempted", UserError: "mistaken", KeyboardInterrupt: "stopped"}
+    known = {Preempted: "preempted", UserError: "mistaken", Stopped: "stopped", KeyboardInterrupt: "stopped"}
     return next((state for kind, state in known.items() if isinstance(error, kind)), "failed")

@@ -15,7 +15,7 @@ from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
 from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
-from finetune.errors import Preempted, UserError
+from finetune.errors import Preempted, Stopped, UserError
 from finetune.flat import Changes, differences, flattened
 from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig
@@ -25,6 +25,8 @@ from finetune.monitor.files import read_lines, replace_text
 from finetune.monitor.ledger import Ledger
 from finetune.monitor.metrics import MetricsLog, Values
 from finetune.monitor.progress import ProgressBar
+from finetune.monitor.recipe import FILE_NAME as RECIPE
+from finetune.monitor.recipe import saved_recipe
 from finetune.monitor.samples import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
@@ -113,7 +115,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        named = {type(None): "finished", Preempted: "preempted", KeyboardInterrupt: "stopped"}
+        named = {type(None): "finished", Preempted: "preempted", Stopped: "stopped", KeyboardInterrupt: "stopped"}
         state = named.get(type(error), "failed")
         reason = {} if error is None else {"reason": redacted(str(error)) or type(error).__name__}
         self._status.update(**reason)
@@ -262,14 +264,13 @@ class Watch:
     def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> Changes:
         """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
         last start, before and after, which is an event as well."""
-        path, changes = self.folder / "config.yaml", Changes()
-        if path.exists():
-            before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
-            changes = differences(before, after)
+        before, changes = saved_recipe(self.folder), Changes()
+        if before:
+            changes = differences(before, flattened(recipe))
             if changes:
                 self.event("config changed", changes=changes)
         text = OmegaConf.to_yaml(OmegaConf.create(recipe))
-        replace_text(path, text)
+        replace_text(self.folder / RECIPE, text)
         folder = self.folder / "recipes"
         folder.mkdir(exist_ok=True)
         kept = [path for path in sorted(folder.glob("step-*.yaml")) if recipe_step(path) < done_steps]

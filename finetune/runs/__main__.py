@@ -3,6 +3,7 @@
 import typer
 
 from finetune.entry import enter
+from finetune.runs.ask import ask
 from finetune.runs.diff import diff
 from finetune.runs.export import export
 from finetune.runs.ledger import ledger
@@ -13,6 +14,7 @@ from finetune.runs.verify import verify
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.command()(plan)
 app.command()(status)
+app.command()(ask)
 app.command()(ledger)
 app.command()(verify)
 app.command()(diff)
