@@ -60,7 +60,7 @@ class Steering:
     def _set(self, assignment: str, done: int) -> None:
         """Let a setting hold from now on. Raises UserError where it may not."""
         parts = self._parts
-        key, value = parsed(parts.config, assignment, parts.distributed.world)
+        key, value = parsed(parts.live(done), assignment, parts.distributed.world)
         journal = parts.feed.journal.with_setting(Setting(done, key, value))
         phases = parts.steered(journal)
         on_main(parts.distributed, lambda: keep_setting(parts.config.run_folder, done, key, value))
