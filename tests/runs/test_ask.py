@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from finetune.config import resolved
 from finetune.control.requests import FOLDER, Answer, Inbox, Request
 from finetune.errors import UserError
+from finetune.monitor.files import replace_text
 from finetune.recipes import read_recipe
 from finetune.runs.ask import ask
 
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 
 def write_status(run: Path, state: str) -> None:
     status = {"state": state, "heartbeat": time.time(), "heartbeat_s": 60.0, "name": "demo", "step": 3}
-    (run / "status.json").write_text(json.dumps(status))
+    replace_text(run / "status.json", json.dumps(status))
 
 
 @contextmanager
