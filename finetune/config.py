@@ -22,11 +22,10 @@ from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
-from finetune.redact import redacted
+from finetune.redact import redacted_tree
 from finetune.strategy import DIVIDED, StrategyConfig
 
 RESUME = ("auto", "never")
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 
 
 @dataclass
@@ -223,14 +222,8 @@ def resolved(config: Config) -> dict[str, Any]:
     """The recipe as plain values with secrets blacked out, fit to be saved and shown."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): _redacted(str(key), value) for key, value in plain.items()}
-
-
-def _redacted(key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _redacted(str(k), v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_redacted(key, v) for v in value]
-    if not isinstance(value, str):
-        return value
-    return "***" if SECRET.search(key) and value else redacted(value)
+    alerts = plain["monitor"]["alerts"]
+    alerts["to"] = ["***" for _ in alerts["to"]]
+    shown = redacted_tree(plain)
+    assert isinstance(shown, dict)
+    return shown
