@@ -22,7 +22,7 @@ from finetune.monitor.config import MonitorConfig, SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
-from finetune.redact import redacted_tree
+from finetune.redact import blacked_out, redacted_tree
 from finetune.strategy import DIVIDED, StrategyConfig
 
 RESUME = ("auto", "never")
@@ -224,6 +224,6 @@ def resolved(config: Config) -> dict[str, Any]:
     assert isinstance(plain, dict)
     alerts = plain["monitor"]["alerts"]
     alerts["to"] = ["***" for _ in alerts["to"]]
-    shown = redacted_tree(plain)
+    shown = redacted_tree(blacked_out(plain))
     assert isinstance(shown, dict)
     return shown

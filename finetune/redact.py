@@ -28,13 +28,19 @@ def redacted(text: str) -> str:
     return _SIGNED.sub(r"\1***", _USER_INFO.sub("***", text))
 
 
-def redacted_tree(value: Any, name: str = "") -> Any:
-    """Plain values, however nested, without secrets: those under secret names are blacked out, in all texts is what
-    `redacted` finds."""
+def redacted_tree(value: Any) -> Any:
+    """Plain values, however nested, with all their texts `redacted`."""
     if isinstance(value, dict):
-        return {key: redacted_tree(below, str(key)) for key, below in value.items()}
+        return {key: redacted_tree(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted_tree(below, name) for below in value]
-    if not isinstance(value, str):
-        return value
-    return "***" if is_secret(name) and value else redacted(value)
+        return [redacted_tree(below) for below in value]
+    return redacted(value) if isinstance(value, str) else value
+
+
+def blacked_out(value: Any, name: str = "") -> Any:
+    """Plain values, however nested, without the texts that go by secret names."""
+    if isinstance(value, dict):
+        return {key: blacked_out(below, str(key)) for key, below in value.items()}
+    if isinstance(value, list):
+        return [blacked_out(below, name) for below in value]
+    return "***" if isinstance(value, str) and value and is_secret(name) else value

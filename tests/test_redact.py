@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.redact import redacted, redacted_tree
+from finetune.redact import blacked_out, redacted, redacted_tree
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,15 @@ def test_what_the_environment_keeps_secret_is_taken_out_of_any_text(monkeypatch:
 
 
 def test_values_under_secret_names_are_blacked_out_at_any_depth() -> None:
-    tree = {"a": [{"api_key": "x", "keys": 3}, "https://u:p@h"], "password": "", "secret": ["y"], "b": (1.5, None)}
-    assert redacted_tree(tree) == {
-        "a": [{"api_key": "***", "keys": 3}, "https://***@h"],
+    tree = {"a": [{"api_key": "x", "keys": 3, "monkeys": "y"}], "password": "", "secret": ["y", "z"], "b": 1.5}
+    assert blacked_out(tree) == {
+        "a": [{"api_key": "***", "keys": 3, "monkeys": "y"}],
         "password": "",
-        "secret": ["***"],
-        "b": [1.5, None],
+        "secret": ["***", "***"],
+        "b": 1.5,
     }
+
+
+def test_texts_at_any_depth_are_redacted_whatever_they_are_called() -> None:
+    tree = {"key": "a/b", "a": ({"b": "https://u:p@h"}, 1), "c": None}
+    assert redacted_tree(tree) == {"key": "a/b", "a": [{"b": "https://***@h"}, 1], "c": None}
