@@ -19,6 +19,8 @@ class WandbConfig:
     """Project to which the run belongs."""
     entity: str | None = None
     """Team or user; None takes the key's own."""
+    system: bool = False
+    """Send what wandb measures of the machine every 15 seconds as well: GPUs, CPU, memory, disk, network."""
 
     def __post_init__(self) -> None:
         check_choice("monitor.wandb.mode", self.mode, WANDB_MODES)

@@ -30,6 +30,7 @@ from finetune.monitor.recipe import saved_recipe
 from finetune.monitor.samples import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
+from finetune.monitor.trackers.tracker import Ended
 from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
@@ -86,7 +87,15 @@ class Watch:
         for note in notes.glob("*.json"):  # of processes that were killed
             note.unlink()
         self.keep_journal(journal)
-        self._trackers = open_trackers(config, folder, name, recipe, done_steps, self._events)
+        self._trackers = open_trackers(
+            config,
+            folder,
+            name,
+            recipe,
+            done_steps=done_steps,
+            superseded_steps=superseded,
+            events=self._events,
+        )
         self._progress = ProgressBar(total_steps, done_steps)
         self._status = StatusFile(
             folder / "status.json",
@@ -115,14 +124,19 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        named = {type(None): "finished", Preempted: "preempted", Stopped: "stopped", KeyboardInterrupt: "stopped"}
+        named: dict[type, Ended] = {
+            type(None): "finished",
+            Preempted: "preempted",
+            Stopped: "stopped",
+            KeyboardInterrupt: "stopped",
+        }
         state = named.get(type(error), "failed")
         reason = {} if error is None else {"reason": redacted(str(error)) or type(error).__name__}
         self._status.update(**reason)
         self.event(state, **reason)
         self._status.close(state)  # before what may take long: who waits for the end may end this process
         self._progress.close()
-        self._trackers.close()
+        self._trackers.close(state)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write down that something happened."""
@@ -210,7 +224,8 @@ class Watch:
         superseded = self._take_back(step, looked=True)
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
-        self._trackers.alert("rolled back", reason)
+        self._trackers.rolled_back(step)
+        self._trackers.alert("rolled back", reason, "warn")
 
     def slow_ranks(self, step: int, found: list[Slow]) -> None:
         """Note which ranks hold up the others; nothing while they are the same ones."""
@@ -256,7 +271,7 @@ class Watch:
             if notes:
                 self.event("data outage", **notes[0])
                 self.say(f"paused: {notes[0]['what']} cannot be read ({notes[0]['reason']}); the run waits for it")
-                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}")
+                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}", "warn")
             else:
                 self.event("data is back")
         return {"state": "paused", "outage": notes[0]} if notes else {}
