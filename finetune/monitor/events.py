@@ -6,6 +6,9 @@ from typing import Any
 
 from finetune.monitor.files import append_lines
 
+EVENTS = "events.jsonl"
+"""Of a run's folder."""
+
 
 class EventLog:
     """An append-only list of events."""

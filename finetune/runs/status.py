@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.checkpoint.store import finished
+from finetune.checkpoint.names import finished
 from finetune.monitor.files import read_lines
 from finetune.monitor.status import health, read_status
 from finetune.runs.folder import AsJson, RunFolder
