@@ -14,6 +14,7 @@ COMMANDS = {
     "status": ("status.status", "Show how a run is, also after its death."),
     "list": ("list.list_runs", "List the runs of a folder, one line each."),
     "serve": ("serve.serve", "Show runs to a browser, to probes and to Prometheus."),
+    "watch": ("watch.watch", "Send alerts of a run to a phone, to a chat or by e-mail."),
     "ledger": ("ledger.ledger", "Tell what was drawn in each epoch, or when a sample was seen."),
     "verify": ("verify.verify", "Compare all checkpoints of a run with the hashes that they were written with."),
     "diff": ("diff.diff", "Compare two checkpoints, of one run or of two."),
