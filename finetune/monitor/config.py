@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from finetune.checks import check_choice
 from finetune.errors import UserError
+from finetune.monitor.alerts.config import AlertsConfig
 
 MAX_SEED = 2**32
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -93,6 +94,7 @@ class MonitorConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
 
     def __post_init__(self) -> None:
         if self.flush_every_steps < 1 or self.heartbeat_s <= 0:

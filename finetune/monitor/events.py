@@ -7,6 +7,9 @@ from typing import Any
 from finetune.monitor.files import append_lines
 from finetune.redact import redacted_tree
 
+EVENTS = "events.jsonl"
+"""Of a run's folder."""
+
 
 class EventLog:
     """An append-only list of events."""

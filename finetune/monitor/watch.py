@@ -20,8 +20,8 @@ from finetune.flat import Changes, differences, flattened
 from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
-from finetune.monitor.events import EventLog
-from finetune.monitor.files import read_lines, replace_text
+from finetune.monitor.events import EVENTS, EventLog
+from finetune.monitor.files import read_lines, recipe_step, replace_text
 from finetune.monitor.ledger import Ledger
 from finetune.monitor.metrics import MetricsLog, Values
 from finetune.monitor.progress import ProgressBar
@@ -34,8 +34,6 @@ from finetune.monitor.trackers.tracker import Ended
 from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
-EVENTS = "events.jsonl"
-"""Of a run's folder."""
 
 
 class Watch:
@@ -310,8 +308,3 @@ class Watch:
                 f"{self._bad.total()} of {self._drawn} samples could not be used ({reasons}): they are listed in "
                 f"{self.folder / 'events.jsonl'}; mend the data or raise data.max_bad_share"
             )
-
-
-def recipe_step(path: Path) -> int:
-    """The number of steps that were done when a kept recipe began to hold."""
-    return int(path.stem.removeprefix("step-"))
