@@ -19,9 +19,10 @@ def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: b
     draws = bool(monitor.samples.prompts) and (asked or due(done, monitor.samples.every_steps, last=last))
     if not (validates or draws):
         return None
+    distance = parts.distributed.ema_distance() if validates else None  # of the weights that train
     with parts.distributed.evaluation_weights():
         pulse.at(done, "validating")
-        loss = validation(parts, watch, done) if validates else None
+        loss = validation(parts, watch, done, distance) if validates else None
         pulse.at(done, "sampling")
         if watch and draws:  # the other ranks wait at their next collective
             autocast = parts.distributed.autocast()
@@ -31,7 +32,7 @@ def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: b
     return loss
 
 
-def validation(parts: Parts, watch: Watch | None, done: int) -> float:
+def validation(parts: Parts, watch: Watch | None, done: int, ema_distance: float | None) -> float:
     """The loss on the samples that are held out."""
     began = time.perf_counter()
     config, feed = parts.config, parts.feed
@@ -43,7 +44,7 @@ def validation(parts: Parts, watch: Watch | None, done: int) -> float:
     )
     found = validate(chosen, batches, step.errors, parts.distributed)
     if watch:
-        watch.validated(done, {**found, "seconds": time.perf_counter() - began})
+        watch.validated(done, {**found, "ema_distance": ema_distance, "seconds": time.perf_counter() - began})
     return float(found["loss"])
 
 

@@ -26,6 +26,7 @@ from finetune.live import live, recalled
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
 from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.monitor.flops import ModelFlops
 from finetune.monitor.recipe import saved_recipe
 from finetune.optim.optimizers import check_optimizer
 from finetune.phases import Phase, Phases
@@ -104,6 +105,8 @@ class Parts:
         """Make the optimizer of a phase and wrap the model for it; their state has to be loaded afterwards."""
         wrapped = self.engine.build(phase)
         self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+        trained = [name for name, parameter in self.trainee.named_parameters() if parameter.requires_grad]
+        self.flops = ModelFlops(self.config.model, trained, self.latents)
 
     def take_up(self, journal: Journal) -> None:
         """Go on with changed data."""
@@ -179,7 +182,7 @@ class Parts:
         micro_batch, width, height = self.feed.plan.largest(start)
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
-            loss = self.step.loss(batch.to(self.distributed.device))
+            loss = self.step.loss(batch.to(self.distributed.device)).weighted
             size = state_bytes(self.distributed.rehearse(loss))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(

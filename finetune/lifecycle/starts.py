@@ -115,6 +115,11 @@ def last_began(folder: Path) -> dict[str, Any] | None:
     return next((row for row in reversed(read_lines(folder / FILE_NAME)) if row["kind"] == "began"), None)
 
 
+def starts_before(folder: Path) -> int:
+    """How often the run in a folder had begun before its last beginning."""
+    return max(0, len([row for row in read_lines(folder / FILE_NAME) if row["kind"] == "began"]) - 1)
+
+
 def ended(state: str, step: int, reason: str) -> dict[str, Any]:
     """The row of a start's end."""
     return {**_row("ended", step), "state": state, "reason": redacted(" ".join(reason.split()))[:LONGEST_REASON]}
