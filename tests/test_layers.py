@@ -29,6 +29,7 @@ LAYERS = {
     "finetune.checkpoint.config": 0,
     "finetune.checkpoint.export_config": 0,
     "finetune.monitor.config": 0,
+    "finetune.monitor.samples.config": 0,
     "finetune.health.config": 0,
     "finetune.distributed": 1,
     "finetune.diffusion": 1,
