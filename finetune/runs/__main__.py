@@ -7,6 +7,7 @@ from finetune.runs.diff import diff
 from finetune.runs.export import export
 from finetune.runs.ledger import ledger
 from finetune.runs.plan import plan
+from finetune.runs.sample.command import sample
 from finetune.runs.status import status
 from finetune.runs.verify import verify
 
@@ -17,6 +18,7 @@ app.command()(ledger)
 app.command()(verify)
 app.command()(diff)
 app.command()(export)
+app.command()(sample)
 
 if __name__ == "__main__":
     enter(app)
