@@ -30,6 +30,7 @@ LAYERS = {
     "finetune.checkpoint.export_config": 0,
     "finetune.monitor.config": 0,
     "finetune.monitor.alerts.config": 0,
+    "finetune.monitor.samples.config": 0,
     "finetune.health.config": 0,
     "finetune.distributed": 1,
     "finetune.diffusion": 1,

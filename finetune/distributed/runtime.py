@@ -107,8 +107,7 @@ class Distributed:
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes; a context that can be entered again and again."""
-        precision = self._config.precision
-        return torch.autocast(self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
+        return autocast(self.device, self._config.precision)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; `last` marks the step's last one.
@@ -355,6 +354,11 @@ class Distributed:
         """Write a row of values to each flat tensor."""
         for flat, row in zip(self._flats, rows, strict=True):
             flat.values.copy_(row)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision of forward passes, by its name in the recipe; a context that can be entered again and again."""
+    return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
 
 
 def set_missing_rank_variables() -> None:

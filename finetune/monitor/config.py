@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from finetune.checks import check_choice
 from finetune.errors import UserError
 from finetune.monitor.alerts.config import AlertsConfig
+from finetune.monitor.samples.config import SamplesConfig
 
-MAX_SEED = 2**32
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -40,44 +40,6 @@ class ValidationConfig:
         if self.every_steps < 0 or self.samples < 1:
             raise UserError(
                 "monitor.validation.every_steps must not be negative and monitor.validation.samples above 0"
-            )
-
-
-@dataclass
-class SamplesConfig:
-    """Grids of fixed prompts and seeds."""
-
-    every_steps: int = 500
-    """Optimizer steps between grids, beside one before the first step; 0 draws none."""
-    prompts: list[str] = field(default_factory=list)
-    """One picture each; no prompts, no grids."""
-    negative_prompt: str = ""
-    """What guidance leads away from."""
-    seed: int = 0
-    """Picture i starts from the noise of seed + i."""
-    steps: int = 30
-    """Sampling steps."""
-    guidance: float = 7.0
-    """Scale of classifier-free guidance."""
-    guidance_rescale: float = 0.7
-    """How far the guided prediction is scaled back to its own deviation (arXiv 2305.08891, section 3.4)."""
-    width_px: int = 512
-    """A multiple of 8."""
-    height_px: int = 512
-    """A multiple of 8."""
-    batch: int = 4
-    """Pictures sampled at a time."""
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 0 or self.steps < 1 or self.batch < 1:
-            raise UserError(
-                "monitor.samples.every_steps must not be negative, monitor.samples.steps and batch at least 1"
-            )
-        if not 0 <= self.seed < MAX_SEED:
-            raise UserError(f"monitor.samples.seed is {self.seed}: use a number from 0 to {MAX_SEED - 1}")
-        if self.width_px < 8 or self.height_px < 8 or self.width_px % 8 or self.height_px % 8:
-            raise UserError(
-                f"monitor.samples asks for {self.width_px}×{self.height_px} px: use positive multiples of 8"
             )
 
 

@@ -31,7 +31,7 @@ from finetune.monitor.metrics import MetricsLog, Values
 from finetune.monitor.progress import ProgressBar
 from finetune.monitor.recipe import FILE_NAME as RECIPE
 from finetune.monitor.recipe import saved_recipe
-from finetune.monitor.samples import save_grid
+from finetune.monitor.samples.grid import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
 from finetune.monitor.trackers.tracker import Ended
@@ -192,10 +192,10 @@ class Watch:
         self._show(lines[-1], interval)
         self._judge(lines)
 
-    def grid(self, step: int, grid: Image.Image) -> None:
-        """Keep a grid of samples."""
-        save_grid(grid, self.folder / "samples", step)
-        self._trackers.image(step, "samples", grid)
+    def grid(self, step: int, size: str, grid: Image.Image) -> None:
+        """Keep the grid of a size of samples, as 512x768."""
+        save_grid(grid, self.folder / "samples", step, size)
+        self._trackers.image(step, f"samples/{size}", grid)
 
     def validated(self, step: int, values: Values) -> None:
         """Keep a validation's figures."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "ledger": ("ledger.ledger", "Tell what was drawn in each epoch, or when a sample was seen."),
     "verify": ("verify.verify", "Compare all checkpoints of a run with the hashes that they were written with."),
     "diff": ("diff.diff", "Compare two checkpoints, of one run or of two."),
+    "sample": ("sample.command.sample", "Draw prompts over checkpoints, guidance, seeds or steps, as one page."),
     "export": ("export.export", "Write the model of a checkpoint."),
 }
 """Of each command the function in this folder, and what the list of commands says of it. A command is imported when it
@@ -30,7 +31,7 @@ class Later(TyperCommand):
 
     def make_context(self, info_name: str | None, *args: Any, **extra: Any) -> Any:
         """Hand over to the command itself."""
-        module, _, function = COMMANDS[str(self.name)][0].partition(".")
+        module, _, function = COMMANDS[str(self.name)][0].rpartition(".")
         itself = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
         itself.command(self.name)(getattr(import_module(f"finetune.runs.{module}"), function))
         return get_command(itself).make_context(info_name, *args, **extra)
