@@ -18,6 +18,7 @@ MISSED_HEARTBEATS = 12
 ALIVE = ("starting", "running", "paused")
 ENDED = ("finished", "preempted", "stopped", "failed")
 """States; a run in one of the first that has fallen silent is stale."""
+HEALTHS = ("healthy", "paused", "stale", *ENDED)
 
 
 class StatusFile:

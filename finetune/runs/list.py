@@ -13,7 +13,7 @@ from rich.text import Text
 from finetune.errors import UserError
 from finetune.runs.folder import AsJson
 from finetune.runs.status import COLOURS
-from finetune.runs.view.overview import overview, runs_in
+from finetune.runs.view.overview import overviews
 from finetune.runs.view.words import about, duration, fixed, short
 
 UNREADABLE = "unreadable"
@@ -33,11 +33,9 @@ def list_runs(
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for name, run in runs_in(folder).items():
-        try:
-            look = overview(run)
-        except UserError as error:
-            yield {"name": name, "health": UNREADABLE, "reason": str(error)}
+    for name, look in overviews(folder).items():
+        if isinstance(look, UserError):
+            yield {"name": name, "health": UNREADABLE, "reason": str(look)}
             continue
         values = look.values
         yield {

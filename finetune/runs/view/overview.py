@@ -157,6 +157,17 @@ def runs_in(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder} cannot be read ({error.strerror}): give the folder of runs") from error
 
 
+def overviews(folder: Path) -> dict[str, Overview | UserError]:
+    """All runs of a folder by name, or why one cannot be read. Raises UserError where the folder cannot be read."""
+    found: dict[str, Overview | UserError] = {}
+    for name, run in runs_in(folder).items():
+        try:
+            found[name] = overview(run)
+        except UserError as error:
+            found[name] = error
+    return found
+
+
 def _last(path: Path) -> Line:
     lines = last_lines(path, 1)
     return lines[-1] if lines else {}
