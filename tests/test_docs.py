@@ -153,9 +153,9 @@ def said() -> Iterator[re.Pattern[str]]:
                     yield re.compile("".join(re.escape(text) if isinstance(text, str) else ".+" for text in texts))
 
 
-def test_troubleshooting_quotes_the_code() -> None:
+def test_what_pages_quote_is_said_by_the_code() -> None:
     sentences = list(said())
-    for quoted in "".join(fenced("troubleshooting.md", "text")).splitlines():
+    for quoted in re.findall("^> (.+)", "".join(of(page) for page in PAGES), re.MULTILINE):
         assert any(sentence.fullmatch(quoted) for sentence in sentences), quoted
 
 
