@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ABOVE = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
 """Pages above docs/, and what they are on the site."""
 CODE = re.compile(r"`[^`\n]+`")
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]+)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -31,13 +31,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def site_link(link: re.Match[str], folder: Path) -> str:
-    """A link of a page in `folder` as the site has it: to a page, or the name of a file that the site hasn't. What is
-    not there stays as it is, and ends a strict build."""
+    """A link or picture of a page in `folder` as the site has it: what is in docs/, or the name of a file that the site
+    hasn't. What is not there stays as it is, and ends a strict build."""
     found = (folder / link["path"]).resolve()
     if not found.exists() or not found.is_relative_to(ROOT):
         return link[0]
     path = found.relative_to(ROOT).as_posix()
     page = ABOVE.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
     if page:
-        return f"[{link['text']}]({page}{link['anchor'] or ''})"
+        return f"{link['image']}[{link['text']}]({page}{link['anchor'] or ''})"
     return f"`{path}`" if link["text"] == path else f"{link['text']} (`{path}`)"
