@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 # As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs.
 IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: install demo test test-faults bench lint format clean
+.PHONY: install demo test test-faults bench docs docs-serve lint format clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -40,9 +40,15 @@ test-faults: install
 bench: install
 	$(BIN)/python -m tests.bench
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf demo runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build site

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -67,9 +68,16 @@ def section(owner: type, prefix: str, whole: Any = None) -> str:
     return "\n\n".join([f"{title}\n\n{doc}\n\n{table}", *nested])
 
 
+def contents(page: str) -> str:
+    """Links to the parts of a recipe, which are the headings without a dot."""
+    titles = re.findall(r"^## ([a-z]+)(?:\[\])?$", page, re.MULTILINE)
+    return " · ".join(f"[{title}](#{title})" for title in titles)
+
+
 def main() -> None:
     """Write the page, or say that it is out of date."""
-    page = f"{HEAD}\n{section(Config, '')}\n"
+    settings = section(Config, "")
+    page = f"{HEAD}\n{contents(settings)}\n\n{settings}\n"
     if "--check" in sys.argv:
         sys.exit(
             PAGE.read_text(encoding="utf-8") != page and f"{PAGE} is out of date: run python {Path(__file__).name}"
