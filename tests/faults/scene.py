@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -79,7 +80,12 @@ class Scene:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def start(
-        self, *overrides: str, faults: Sequence[Fault] = (), restarts: int = 0, processes: int | None = None
+        self,
+        *overrides: str,
+        faults: Sequence[Fault] = (),
+        restarts: int = 0,
+        processes: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.Popen[bytes]:
         """Start the command, with faults to come; see inject/sitecustomize.py."""
         path = os.pathsep.join([str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -89,7 +95,7 @@ class Scene:
             *overrides,
             processes=processes or self.processes,
             restarts=restarts,
-            environment={"PYTHONPATH": path, "LONGHAUL_FAULTS": json.dumps(faults)},
+            environment={"PYTHONPATH": path, "LONGHAUL_FAULTS": json.dumps(faults), **environment},
         )
 
     def finish(self, *overrides: str, faults: Sequence[Fault] = (), processes: int | None = None) -> Path:
