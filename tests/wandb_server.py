@@ -78,8 +78,11 @@ class WandbServer:
         if sent["config"]:
             run.config.update(json.loads(sent["config"]))
         bucket = {
-            **{"id": sent["name"], "name": sent["name"], "displayName": run.name, "description": "", "config": "{}"},
-            **{"sweepName": None, "historyLineCount": len(run.history), "project": {**PROJECT, "name": "p"}},
+            "id": sent["name"],
+            "name": sent["name"],
+            "displayName": run.name,
+            "historyLineCount": len(run.history),
+            "project": PROJECT,
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
@@ -88,10 +91,17 @@ class WandbServer:
         if run is None or not run.history:
             return {"model": {**PROJECT, "bucket": None}}
         bucket = {
-            **{"id": asked["name"], "name": asked["name"], "displayName": run.name, "config": json.dumps(run.config)},
-            **{"summaryMetrics": run.summary, "historyTail": json.dumps([json.dumps(run.lines[-1])])},
-            **{"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0, "eventsTail": "[]"},
-            **{"tags": [], "wandbConfig": json.dumps({"t": 1})},
+            "id": asked["name"],
+            "name": asked["name"],
+            "displayName": run.name,
+            "config": json.dumps(run.config),
+            "summaryMetrics": run.summary,
+            "historyTail": json.dumps([json.dumps(run.lines[-1])]),
+            "historyLineCount": len(run.history),
+            "logLineCount": 0,
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "wandbConfig": json.dumps({"t": 1}),
         }
         return {"model": {**PROJECT, "bucket": bucket}}
 

@@ -89,7 +89,9 @@ def opened(folder: Path, **fakes: Fake) -> Trackers:
 
 
 def told(folder: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in line.items() if key != "time"} for line in read_lines(folder / "events.jsonl")]
+    return [
+        {key: value for key, value in line.items() if key != "time"} for line in read_lines(folder / "events.jsonl")
+    ]
 
 
 def call_everything(to: Trackers) -> None:

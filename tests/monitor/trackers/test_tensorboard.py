@@ -43,9 +43,9 @@ def test_a_resume_strikes_out_what_it_trains_again(tmp_path: Path) -> None:
 
 
 def test_a_start_before_anything_was_saved_begins_anew(tmp_path: Path) -> None:
-    sent(tmp_path, range(0, 9), 0)
-    sent(tmp_path, range(0, 4), 0)
-    assert curve(tmp_path) == whole(range(0, 4))
+    sent(tmp_path, range(9), 0)
+    sent(tmp_path, range(4), 0)
+    assert curve(tmp_path) == whole(range(4))
 
 
 def test_a_rollback_strikes_out_what_it_takes_back(tmp_path: Path) -> None:
