@@ -60,6 +60,8 @@ def main(
     trackers.CLOSE_S = close_s
     to = open_all(folder, **opened)
     send(to, range(opened.get("done", 0) + 1, until + 1))
+    while any(guarded._calls.qsize() for guarded in to._guarded):  # until all has been handed on
+        time.sleep(0.01)
     time.sleep(settle_s)
     if end == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

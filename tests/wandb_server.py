@@ -43,6 +43,8 @@ class WandbServer:
 
     url: str
     runs: dict[str, StoredRun] = field(default_factory=dict)
+    stopping: bool = False
+    """Whether somebody has pressed the button that stops a run."""
     alerts: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -156,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             operation = re.search(r"(?:query|mutation)\s+(\w+)", sent["query"])
             return {"data": self.server.wandb.answer(operation[1] if operation else "", sent.get("variables") or {})}
         self.server.wandb.stream(self.server.wandb.runs[self.path.split("/")[-2]], sent)
-        return {"exitcode": None, "limits": {}}
+        return {"exitcode": None, "limits": {}, "stopped": self.server.wandb.stopping}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""

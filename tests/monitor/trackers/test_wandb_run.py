@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,6 +151,21 @@ def test_what_was_validated_late_is_sent_after_a_preemption(tmp_path: Path, serv
     assert (run.steps("validation/loss"), run.steps("loss")) == ([5], [1, 2, 3, 4, 5, 6])
 
 
+@pytest.mark.slow
+def test_its_stop_button_is_a_sigint(tmp_path: Path, server: WandbServer) -> None:
+    """Which asks a run to save and stop."""
+    server.stopping = True
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        to = tracked.open_all(tmp_path, mode="online")
+        to.log(1, {"loss": 1.0})
+        assert asked.wait(tracked.DEADLINE_S)
+        to.close("preempted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Garbage(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = b'{"data": [42, "\xff'
@@ -216,9 +233,8 @@ def test_a_server_that_falls_silent_keeps_nobody(tmp_path: Path, monkeypatch: py
             monkeypatch.setenv(name, value)
         to = tracked.open_all(tmp_path, mode="online")
         to.log(1, {"loss": 1.0})
-        deadline = threading.Event()
-        while not first.runs and not deadline.wait(0.05):
-            pass
+        while not first.runs:
+            time.sleep(0.05)
     tracked.send(to, range(2, 6))
     to.close("finished")
     assert len(list((tmp_path / "wandb").glob("run-*/*.wandb"))) == 1
