@@ -59,7 +59,7 @@ class Place:
         """
         text = harmless(alert.text or alert.title)
         title = harmless(f"{run}: {alert.title}")
-        result = self._apprise.notify(body=text, title=title, notify_type=alert.level, timeout=TIMEOUT_S)
+        result = self._apprise.notify(text, title, alert.level, body_format="text", timeout=TIMEOUT_S)
         if not result:
             logged = " ".join(entry.message for entry in result.logs())
             status = _STATUS.search(logged)
