@@ -12,6 +12,9 @@ LEAST_IMPROVEMENT = 0.005
 CERTAINTY = 4.0
 """Standard errors: with 18 degrees of freedom a one-sided error of 0.04% for each look."""
 
+WORST_CERTAINTY = 0.01
+"""Relative: a difference that is known less well is not judged."""
+
 
 @dataclass
 class _Bin:
@@ -26,7 +29,8 @@ class Plateau:
     The last `steps` steps are cut into 20 bins, and each bin's losses are averaged as logarithms, which takes the edge
     off outliers and makes differences relative. There is a plateau when the mean of the older ten bins is certainly
     not 0.5% above that of the newer ten: when the difference and four of its standard errors, from the scatter of the
-    bins, stay below that. A loss too noisy for that many steps is never called a plateau, nor one that still falls.
+    bins, stay below that. These four must not exceed 1%, so that a loss too noisy for so few steps is never called a
+    plateau.
     """
 
     def __init__(self, steps: int) -> None:
@@ -70,7 +74,7 @@ class Plateau:
         older, newer = means[: BINS // 2], means[BINS // 2 :]
         improvement = fmean(older) - fmean(newer)
         uncertainty = CERTAINTY * math.sqrt((variance(older) + variance(newer)) / (BINS // 2))
-        if improvement + uncertainty >= LEAST_IMPROVEMENT:
+        if uncertainty > WORST_CERTAINTY or improvement + uncertainty >= LEAST_IMPROVEMENT:
             return None
         told = {"improvement": improvement, "uncertainty": uncertainty, "loss": math.exp(fmean(newer))}
         return {"step": step, "over_steps": self._steps, **{name: round(value, 6) for name, value in told.items()}}

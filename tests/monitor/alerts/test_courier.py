@@ -5,6 +5,7 @@ from queue import SimpleQueue
 import pytest
 
 from finetune.monitor.alerts import courier as module
+from finetune.monitor.alerts import places as places_module
 from finetune.monitor.alerts.courier import Courier, Outcome
 from finetune.monitor.alerts.outbox import Letter
 from finetune.monitor.alerts.places import places
@@ -18,6 +19,7 @@ LETTERS = [Letter(Alert("failed", "failure", f"failed {i}"), ["ntfy (1)"]) for i
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(places_module, "APART_S", 0.0)
 
 
 def taken(outcomes: "SimpleQueue[Outcome]") -> list[Outcome]:

@@ -17,6 +17,7 @@ from tests.monitor.alerts.receivers import LOOPBACK, http_receiver, smtp_receive
 SECRET = "planted-secret-0123456789"
 ALERT = Alert("skipped", "warning", "not a number in step 1,234", "loss is nan.")
 DISCORD = "https://discord.com/api/webhooks/123456789/abcdefghijklmnop"
+WITHOUT_TLS = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 SLACK = "https://hooks.slack.com/services/T12345678/B12345678/abcdefghijklmnopqrstuvwx"
 
 
@@ -61,6 +62,7 @@ def test_slack_s_own_webhook_gets_an_attachment(monkeypatch: pytest.MonkeyPatch)
     assert "http" not in str(body)
 
 
+@WITHOUT_TLS
 @pytest.mark.parametrize("login", [False, True])
 def test_mail_is_sent_with_and_without_a_password(*, login: bool) -> None:
     with smtp_receiver(login=login) as mailbox:
@@ -75,9 +77,10 @@ def test_mail_is_sent_with_and_without_a_password(*, login: bool) -> None:
     assert mailbox.logins == ([(b"fox", b"hunter2")] if login else [])
 
 
+@WITHOUT_TLS
 def test_a_wrong_password_is_a_failure_without_the_password() -> None:
     with smtp_receiver(login=True) as mailbox:
-        [place] = places([f"mailto://fox:{SECRET}@{LOOPBACK}:{mailbox.port}?from=run@example.org&to=me@example.org"])
+        [place] = places([f"mailto://fox:{SECRET}@{LOOPBACK}:{mailbox.port}?from=run@example.org&to=me@example.org&cto=2"])
         with pytest.raises(NotDelivered) as raised:
             place.send(ALERT, "fox")
     assert not mailbox.mails
