@@ -48,7 +48,7 @@ class MonitorConfig:
     """Metrics, trackers, status and samples."""
 
     flush_every_steps: int = 10
-    """Metrics are read from the device and written this often; nothing waits for the device in between."""
+    """Steps between two lines of intervals.jsonl, with which trackers are sent the figures of the steps in between."""
     heartbeat_s: float = 5.0
     """Seconds between rewrites of status.json."""
     tensorboard: bool = True

@@ -20,7 +20,7 @@ from tests.processes import DEADLINE_S, assert_alone, finish, launch, wait_until
 STEPS, EVERY, BATCH = 12, 3, 8
 """The run's length, its steps between checkpoints, and the samples of a step."""
 INJECT = Path(__file__).with_name("inject")
-EXACT = ("step", "loss", "grad_norm", "lr", "epoch", "samples_seen", "phase")
+EXACT = ("step", "loss", "loss_by_decile", "grad_norm", "lr", "epoch", "samples_seen", "phase")
 """What is the same to the last digit in a run that nothing befalls."""
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 
