@@ -73,11 +73,18 @@ KEYS = tuple(figure.key for figures in FIGURES.values() for figure in figures)
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The figures that a run has, by group and label. What another version has written otherwise is left out."""
-    found: dict[str, dict[str, str]] = {}
-    for group, figures in FIGURES.items():
-        for figure in figures:
-            with suppress(TypeError, ValueError, AttributeError):
-                if figure.key in values:
-                    found.setdefault(group, {})[figure.label] = figure.shown(values[figure.key])
-    return found
+    """The figures that a run has, by group and label."""
+    groups = {
+        group: {
+            figure.label: text for figure in figures if (text := said(figure.shown, values, figure.key)) is not None
+        }
+        for group, figures in FIGURES.items()
+    }
+    return {group: texts for group, texts in groups.items() if texts}
+
+
+def said(form: Shown, values: Mapping[str, Any], key: str) -> str | None:
+    """A figure as it is shown; None where it is missing, or another version has written it otherwise."""
+    with suppress(TypeError, ValueError, AttributeError):
+        return form(values[key]) if key in values else None
+    return None
