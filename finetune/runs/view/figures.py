@@ -61,7 +61,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "run": (
         Figure("checkpoint_age_s", "age of last checkpoint", duration, "longhaul_checkpoint_age_seconds"),
-        Figure("checkpoint_s", "took", duration, "longhaul_checkpoint_save_seconds"),
+        Figure("checkpoint_s", "last save took", duration, "longhaul_checkpoint_save_seconds"),
         Figure("updates", "updates", count, "longhaul_updates_total"),
         Figure("skipped", "skipped steps", count, "longhaul_skipped_steps_total"),
         Figure("rollbacks", "rollbacks", count, "longhaul_rollbacks_total"),

@@ -27,7 +27,7 @@ _TILES = {
     "images_per_s": ("images/s", short),
     "epoch": ("epoch", fixed(2)),
     "eta_s": ("to go", duration),
-    "checkpoint_age_s": ("checkpoint", lambda age: f"{about(age)} ago"),
+    "checkpoint_age_s": ("checkpoint age", about),
 }
 _ENVIRONMENT = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.filters.update(about=about, percent=percent, told=told, tone=tone)
