@@ -126,6 +126,15 @@ def test_json_has_everything_under_its_documented_names(tmp_path: Path) -> None:
     assert times == sorted(times, reverse=True)
 
 
+def test_requests_that_nobody_has_taken_are_counted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "running")
+    assert "not taken yet" not in shown(run)
+    (run / "control").mkdir()
+    (run / "control" / "1.json").write_text("{}")
+    (run / "control" / "settings.jsonl").write_text("")
+    assert "requests not taken yet 1" in shown(run)
+
+
 def test_what_is_not_a_run_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "dancing", "heartbeat": 1, "heartbeat_s": 1}')
     for folder, sentence in ((tmp_path, "is not what a run has written"), (tmp_path / "none", "is not a run's folder")):
@@ -166,7 +175,7 @@ def test_text_in_a_run_is_no_markup(tmp_path: Path) -> None:
         assert text in words
 
 
-def test_secrets_in_events_are_blacked_out(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "running")
+def test_secrets_are_blacked_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "failed", reason="https://me:hidden-secret@host/1.tar cannot be read")
     append_lines(run / "events.jsonl", [{"kind": "data outage", "what": "s3://key:hidden-secret@bucket/1.tar"}])
     assert "hidden-secret" not in shown(run)

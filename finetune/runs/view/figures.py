@@ -66,6 +66,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("skipped", "skipped steps", count, "longhaul_skipped_steps_total"),
         Figure("rollbacks", "rollbacks", count, "longhaul_rollbacks_total"),
         Figure("restarts", "restarts", count, "longhaul_restarts_total"),
+        Figure("requests_waiting", "requests not taken yet", count, "longhaul_requests_waiting"),
     ),
 }
 """By group, in the order in which they are shown."""
