@@ -40,7 +40,7 @@ def status(
     look = overview(run)
     if watch:
         look = _watched(look)
-    elif as_json:
+    if as_json:
         print(json.dumps(_plain(look), indent=1))
     else:
         Console().print(_screen(look))

@@ -255,6 +255,7 @@ def test_on_all_addresses_any_address_is_known_and_names_are_not(run: Path, ask:
     one = ask(run, "0.0.0.0", TOKEN, ["box"])
     hosts = ("10.0.0.7:8420", "[fd00::7]:8420", "box:8420", "localhost", "evil.example")
     assert [one.get("/healthz", Host=host).status for host in hosts] == [200, 200, 200, 200, 421]
+    assert not Access.to("", TOKEN, []).knows(None)
 
 
 def test_without_the_token_only_whether_all_is_well_is_told(run: Path, ask: Callable[..., Asked]) -> None:
