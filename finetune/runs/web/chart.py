@@ -8,7 +8,7 @@ from finetune.runs.view.curves import Point
 from finetune.runs.view.words import short
 
 WIDTH = 380
-LEFT, RIGHT, TOP, BOTTOM = 46, 376, 6, 120
+LEFT, RIGHT, TOP, BOTTOM = 52, 368, 6, 120
 """The edges of the curves in the picture."""
 TICKS = 4
 SMOOTHED = 0.04
