@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 SRUN = """#!/usr/bin/env bash
 # The tasks, which end when they are asked to stop, or at once.
 trap 'exit "$CODE"' TERM
-printf '%s\\n' "$@" > srun.arguments
+printf '%s\\0' "$@" > srun.arguments
 echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > grace
 echo $$ > srun.pid.tmp && mv srun.pid.tmp srun.pid
 if [[ $WAITS == no ]]; then exit "$CODE"; fi
@@ -76,6 +76,11 @@ def submit(
     return job
 
 
+def arguments_of(site: Path) -> list[str]:
+    """What srun was given."""
+    return (site / "srun.arguments").read_text().split("\0")[:-1]
+
+
 def requeued(site: Path) -> bool:
     return (site / "scontrol.calls").exists() and (site / "scontrol.calls").read_text() == "requeue 42\n"
 
@@ -86,7 +91,7 @@ def test_a_run_that_saves_before_its_time_is_up_queues_again(site: Path) -> None
     assert job.returncode == 0
     assert (site / "scancel.calls").read_text() == "--signal=TERM 42\n"
     assert (site / "grace").read_text() == "240\n"
-    arguments = (site / "srun.arguments").read_text().splitlines()
+    arguments = arguments_of(site)
     assert arguments[-3:] == ["conf=hyperfusion", "data.shards=/a folder", "run.name=fox"]
 
 
@@ -132,8 +137,7 @@ def test_the_elements_of_an_array_end_at_once_when_the_run_is_finished(site: Pat
 
 def test_nodes_meet_at_the_first_of_them(site: Path) -> None:
     submit(site, "finished", 0, out_of_time=False, environment={"SLURM_GPUS_ON_NODE": "4"})
-    arguments = (site / "srun.arguments").read_text().splitlines()
-    _, bash, flag, script, name, *recipe = arguments
+    _, bash, flag, script, name, *recipe = arguments_of(site)
     assert (bash, flag, name) == ("bash", "-c", "launch")
     # What the task's shell makes of it, with an echo in the place of the command.
     environment = {**os.environ, "SLURM_NNODES": "2", "SLURM_JOB_ID": "42", "head": "node1", "per_node": "4"}
