@@ -11,6 +11,7 @@ import pytest
 
 from finetune.entry import MISTAKEN, PREEMPTED
 from finetune.parent import LAUNCHED
+from tests.distributed.test_restarts import WORKER as RESTARTED
 
 WORKER = """
 import os, signal, sys, time
@@ -28,9 +29,9 @@ sys.exit(int(how))
 """
 
 
-def start(folder: Path, how: str, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, how: str, *arguments: str, worker: str = WORKER) -> subprocess.Popen[str]:
     """Two workers that end in some way."""
-    (folder / "worker.py").write_text(WORKER)
+    (folder / "worker.py").write_text(worker)
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     command = [sys.executable, "-m", "finetune.launch", "--standalone", "--nproc_per_node", "2", *arguments]
     return subprocess.Popen(
@@ -69,3 +70,11 @@ def test_arguments_that_torchrun_does_not_know_are_a_mistake(tmp_path: Path) -> 
     process = start(tmp_path, "0", "--no_such_thing")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == MISTAKEN, said
+
+
+@pytest.mark.slow
+def test_workers_that_are_started_again_find_each_other(tmp_path: Path) -> None:
+    process = start(tmp_path, "0", "--max_restarts", "2", worker=RESTARTED)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert {path.name: path.read_text() for path in tmp_path.glob("?-?")} == {"2-0": "[0, 1]", "2-1": "[0, 1]"}
