@@ -69,6 +69,7 @@ LAYERS = {
     "finetune.recipe_data": 6,
     "finetune.recipes": 6,
     "finetune.runs": 6,
+    "finetune.launch": 6,
     "finetune.__main__": 6,
 }
 NUMPY_ONLY = (
