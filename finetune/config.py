@@ -18,15 +18,15 @@ from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.health.config import HealthConfig
 from finetune.model.config import ModelConfig
-from finetune.monitor.config import MonitorConfig, SamplesConfig
+from finetune.monitor.config import MonitorConfig
+from finetune.monitor.samples.config import SamplesConfig
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig
 from finetune.overrides import overridden
 from finetune.phases import Phase, PhaseConfig, shapes, unfold
-from finetune.redact import redacted
+from finetune.redact import blacked_out, redacted_tree
 from finetune.strategy import DIVIDED, StrategyConfig
 
 RESUME = ("auto", "never")
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 
 
 @dataclass
@@ -161,18 +161,20 @@ def _check_watchdog(config: Config) -> None:
 
 
 def _check_samples(samples: SamplesConfig, longest_px: int, diffusion: DiffusionConfig) -> None:
-    if not (samples.every_steps and samples.prompts):
+    if not samples.draws:
         return
-    if max(samples.width_px, samples.height_px) > 2 * longest_px:
-        raise UserError(
-            f"monitor.samples asks for {samples.width_px}×{samples.height_px} px, more than twice the longest side "
-            f"that is trained ({longest_px} px): lower monitor.samples.width_px and height_px"
-        )
+    for width, height in samples.sizes_px:
+        if max(width, height) > 2 * longest_px:
+            raise UserError(
+                f"monitor.samples.sizes_px asks for {width}×{height} px, more than twice the longest side that is "
+                f"trained ({longest_px} px): lower it"
+            )
     if samples.steps > diffusion.timesteps:
         raise UserError(
             f"monitor.samples.steps is {samples.steps}, more than the {diffusion.timesteps} timesteps there are "
             "(diffusion.timesteps): lower it"
         )
+    samples.all_prompts()  # whether the file can be read
 
 
 def _check_shared(global_batch: int, micro_batch: int, world: int) -> None:
@@ -223,14 +225,8 @@ def resolved(config: Config) -> dict[str, Any]:
     """The recipe as plain values with secrets blacked out, fit to be saved and shown."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): _redacted(str(key), value) for key, value in plain.items()}
-
-
-def _redacted(key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _redacted(str(k), v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_redacted(key, v) for v in value]
-    if not isinstance(value, str):
-        return value
-    return "***" if SECRET.search(key) and value else redacted(value)
+    alerts = plain["monitor"]["alerts"]
+    alerts["to"] = ["***" for _ in alerts["to"]]
+    shown = redacted_tree(blacked_out(plain))
+    assert isinstance(shown, dict)
+    return shown

@@ -41,7 +41,7 @@ class Engine:
         self._phase: Phase | None = None
         self._ever = dict(saved)
         for phase in phases:
-            for names in self._groups(phase).values():
+            for names in self.groups(phase).values():
                 self._ever |= {name: trainee.trainable[name] for name in names}
 
     def fits(self, phase: Phase) -> bool:
@@ -49,12 +49,12 @@ class Engine:
         before = self._phase
         return before is not None and (
             (before.optimizer, before.optim.max_grad_norm, before.micro_batch, self._named)
-            == (phase.optimizer, phase.optim.max_grad_norm, phase.micro_batch, self._groups(phase))
+            == (phase.optimizer, phase.optim.max_grad_norm, phase.micro_batch, self.groups(phase))
         )
 
     def build(self, phase: Phase) -> nn.Module:
         """Make the optimizer of a phase, without any state, and wrap the model anew; the model to call."""
-        self._phase, self._named = phase, self._groups(phase)
+        self._phase, self._named = phase, self.groups(phase)
         trained = {label: [self._ever[name] for name in names] for label, names in self._named.items()}
         now = {name for names in self._named.values() for name in names}
         self._trainee.train_only(now)
@@ -73,5 +73,7 @@ class Engine:
         """The learning rate of every group at a step counted from 0, in the order of the optimizer's."""
         return rates(self._named, phase.optim, step, total_steps)
 
-    def _groups(self, phase: Phase) -> dict[str, list[str]]:
+    def groups(self, phase: Phase) -> dict[str, list[str]]:
+        """The names of the parameters that a phase trains by the labels of their groups. Raises UserError where it
+        trains nothing, or names parts that the model does not have."""
         return parameter_groups(self._trainee.trainable, phase.optim)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from finetune.errors import Preempted, RankError, UserError
+from finetune.errors import Preempted, RankError, Stopped, UserError
 from finetune.parent import follow_the_launcher
 
 ENVIRONMENT = {
@@ -20,7 +20,8 @@ MISTAKEN, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 def enter(command: Callable[[], None]) -> None:
     """Run a command. A mistake of the user's ends it with one sentence on stderr, once per node, and exit code 2; a
-    request to stop that was followed, likewise with 75; one that comes while there is nothing to save, with 130."""
+    request to stop that was followed, likewise with 75, or with 0 where nothing shall start it again; one that comes
+    while there is nothing to save, with 130."""
     follow_the_launcher()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -28,10 +29,10 @@ def enter(command: Callable[[], None]) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         command()
-    except Preempted as error:
+    except (Preempted, Stopped) as error:
         if _is_first_on_node():
             print(error, file=sys.stderr)
-        sys.exit(PREEMPTED)
+        sys.exit(PREEMPTED if isinstance(error, Preempted) else 0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except UserError as error:

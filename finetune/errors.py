@@ -30,6 +30,13 @@ class Preempted(Exception):
     """
 
 
+class Stopped(Exception):
+    """Somebody has asked the run to stop for now, and it has saved its state; the message is one sentence.
+
+    The entry points print it without a traceback and exit with code 0, so that no launcher starts the run again.
+    """
+
+
 class DataFault(Exception):
     """One sample that can never be used (broken, refused, empty); the message is the short reason that is logged.
 

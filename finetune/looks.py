@@ -1,36 +1,48 @@
 """Looking at what has been learned: validation on held-out samples, and grids of fixed prompts."""
 
 import time
+from collections.abc import Sequence
 
+import torch
+from PIL import Image
+
+from finetune.data.plan import Plan
+from finetune.errors import UserError
 from finetune.health.pulse import Pulse
-from finetune.monitor.samples import sample_grid
+from finetune.monitor.samples.config import Picture
+from finetune.monitor.samples.grid import sample_grids
+from finetune.monitor.samples.sampling import Sampler
 from finetune.monitor.watch import Watch
 from finetune.parts import Parts
+from finetune.ranks import Ranks, on_main
 from finetune.step import TrainingStep
 from finetune.validation import choose, validate
 
 
-def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int) -> float | None:
-    """Validate and draw samples where that is due after `done` steps; the validation's loss. All ranks call it."""
+def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: bool) -> float | None:
+    """Validate and draw samples where that is due after `done` steps, and samples in any case if asked to; the
+    validation's loss. All ranks call it."""
     last = done == parts.total_steps
-    monitor = parts.config.monitor
+    monitor, plan = parts.live(done).monitor, parts.feed.plan
     validates = bool(parts.config.data.held_out) and due(done, monitor.validation.every_steps, last=last)
-    draws = bool(monitor.samples.prompts) and due(done, monitor.samples.every_steps, last=last)
+    draws = monitor.samples.draws and (
+        asked
+        or due(done, monitor.samples.every_steps, last=last)
+        or due_in_epochs(plan, done, monitor.samples.every_epochs, last=last)
+    )
     if not (validates or draws):
         return None
+    distance = parts.distributed.ema_distance() if validates else None  # of the weights that train
     with parts.distributed.evaluation_weights():
         pulse.at(done, "validating")
-        loss = validation(parts, watch, done) if validates else None
+        loss = validation(parts, watch, done, distance) if validates else None
         pulse.at(done, "sampling")
-        if watch and draws:  # the other ranks wait at their next collective
-            autocast = parts.distributed.autocast()
-            watch.grid(
-                done, sample_grid(parts.pipeline, parts.tokenizer, parts.prompt_encoder, monitor.samples, autocast)
-            )
+        if draws:
+            draw(parts, watch, done)
     return loss
 
 
-def validation(parts: Parts, watch: Watch | None, done: int) -> float:
+def validation(parts: Parts, watch: Watch | None, done: int, ema_distance: float | None) -> float:
     """The loss on the samples that are held out."""
     began = time.perf_counter()
     config, feed = parts.config, parts.feed
@@ -42,10 +54,56 @@ def validation(parts: Parts, watch: Watch | None, done: int) -> float:
     )
     found = validate(chosen, batches, step.errors, parts.distributed)
     if watch:
-        watch.validated(done, {**found, "seconds": time.perf_counter() - began})
+        watch.validated(done, {**found, "ema_distance": ema_distance, "seconds": time.perf_counter() - began})
     return float(found["loss"])
+
+
+def draw(parts: Parts, watch: Watch | None, done: int) -> None:
+    """Draw grids of the recipe's samples; where that fails, the run goes on without them. All ranks call it, within
+    `evaluation_weights`."""
+    config, distributed = parts.config.monitor.samples, parts.distributed
+    sampler = Sampler(parts.pipeline, parts.tokenizer, parts.prompt_encoder, distributed.autocast())
+    try:
+        prompts = on_main(distributed, config.all_prompts)
+        pictures = drawn_by_all(sampler, config.pictures(prompts), config.batch, distributed)
+    except UserError as error:
+        if watch:
+            watch.event("samples failed", step=done, reason=str(error))
+            watch.say(f"no samples after step {done:,}: {error}")
+        return
+    if watch:
+        for size, grid in sample_grids(config, prompts, pictures, done):
+            watch.grid(done, size, grid)
+
+
+def drawn_by_all(sampler: Sampler, pictures: Sequence[Picture], at_most: int, ranks: Ranks) -> list[Image.Image]:
+    """Sample pictures, each rank its share of the batches; all of them, in their order, on every rank.
+
+    Raises:
+        UserError: on some rank there was too little memory.
+    """
+    own: dict[int, Image.Image] = {}
+    lacks_memory = False
+    try:
+        with sampler.evaluating():
+            for batch in sampler.batches(pictures, at_most, ranks.world)[ranks.rank :: ranks.world]:
+                own |= zip(batch, sampler.sample([pictures[place] for place in batch]), strict=True)
+    except torch.cuda.OutOfMemoryError:
+        lacks_memory = True
+    gathered = ranks.gather((own, lacks_memory))
+    if any(lacking for _, lacking in gathered):
+        raise UserError("the GPU's memory does not suffice: lower monitor.samples.batch or sizes_px")
+    found = {place: picture for share, _ in gathered for place, picture in share.items()}
+    return [found[place] for place in range(len(pictures))]
 
 
 def due(done: int, every_steps: int, *, last: bool) -> bool:
     """Whether what is done every so many steps, at the start and at the end, is due; 0 is never."""
     return bool(every_steps) and (done % every_steps == 0 or last)
+
+
+def due_in_epochs(plan: Plan, done: int, every_epochs: int, *, last: bool) -> bool:
+    """Whether what is done whenever so many epochs have ended, at the start and at the end, is due; 0 is never."""
+    if not every_epochs or done == 0 or last:
+        return bool(every_epochs)
+    return plan.epoch(done) // every_epochs > plan.epoch(done - 1) // every_epochs

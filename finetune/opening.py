@@ -21,8 +21,8 @@ from finetune.health.stalls import untold
 from finetune.health.watchdog import Watchdog
 from finetune.lifecycle.lock import RunLock, locked
 from finetune.lifecycle.starts import Start, started
-from finetune.monitor.events import EventLog
-from finetune.monitor.watch import EVENTS, Watch
+from finetune.monitor.events import EVENTS, EventLog
+from finetune.monitor.watch import Watch
 from finetune.parts import Parts
 from finetune.ranks import on_main
 

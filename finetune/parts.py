@@ -2,6 +2,7 @@
 found wrong without the model is found before it is loaded."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 
@@ -9,6 +10,7 @@ from finetune.checkpoint.export import build_pipeline
 from finetune.checkpoint.resume import check_format, check_identity, check_model, parameter_shapes
 from finetune.checkpoint.store import Checkpoint, state_bytes
 from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
+from finetune.control.requests import keep_setting, kept_settings
 from finetune.data.journal import Journal
 from finetune.data.loader import LatentShape
 from finetune.data.plan import Plan
@@ -18,12 +20,17 @@ from finetune.distributed.fragments import saved_parameters
 from finetune.engine import Engine
 from finetune.errors import UserError
 from finetune.feed import Batches, Feed
+from finetune.flat import differences, flattened
 from finetune.lifecycle.changes import check_changes, recipe_changes
+from finetune.live import live, recalled
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
 from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.monitor.flops import ModelFlops
+from finetune.monitor.recipe import saved_recipe
 from finetune.optim.optimizers import check_optimizer
 from finetune.phases import Phase, Phases
+from finetune.ranks import on_main
 from finetune.step import TrainingStep, trial_batch
 from finetune.validation import choose
 
@@ -47,8 +54,9 @@ class Parts:
         self.changed = False
         """Whether the recipe has changed since the checkpoint in what it trains."""
         self._begin_data()
+        self._recall_settings()
         unfolded = phases(config)
-        self.phases = Phases(unfolded, self.feed.plan)
+        self.phases = self.phases_of(self.feed.plan)
         for number, phase in enumerate(unfolded, 1):
             check_optimizer(phase.optim)
             if config.data.held_out:
@@ -97,6 +105,8 @@ class Parts:
         """Make the optimizer of a phase and wrap the model for it; their state has to be loaded afterwards."""
         wrapped = self.engine.build(phase)
         self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+        trained = [name for name, parameter in self.trainee.named_parameters() if parameter.requires_grad]
+        self.flops = ModelFlops(self.config.model, trained, self.latents)
 
     def take_up(self, journal: Journal) -> None:
         """Go on with changed data."""
@@ -105,7 +115,25 @@ class Parts:
 
     def phases_of(self, plan: Plan) -> Phases:
         """The phases laid out over another plan. Raises UserError where they do not suit it."""
-        return Phases(phases(self.config), plan)
+        return Phases(phases(self.config), plan, self.feed.journal.settings)
+
+    def live(self, done: int) -> Config:
+        """The recipe once `done` steps are done, with what has been set by then but for rates, which phases have."""
+        return live(self.config, self.feed.journal.settings, done)
+
+    def steered(self, journal: Journal) -> Phases:
+        """The phases under a journal in which something has been set. Raises UserError where that changes what trains,
+        or a later phase cannot have it."""
+        unfolded = phases(self.config)
+        before, after = self.phases, Phases(unfolded, self.feed.plan, journal.settings)
+        for number in range(1, len(unfolded) + 1):
+            self._check_rates(before.at(after.span(number).stop - 1), after.at(after.span(number).stop - 1))
+        return after
+
+    def steer(self, journal: Journal, phases: Phases) -> None:
+        """Go on with a journal in which something has been set, and the phases under it."""
+        self.feed.remember(journal)
+        self.phases = phases
 
     def batches(self, steps: range) -> AbstractContextManager[Batches]:
         """This rank's micro-batches of some steps."""
@@ -125,6 +153,27 @@ class Parts:
         accepted = self.config.run.accept_changes
         self.changed = bool(check_changes(changes, self.checkpoint.folder, accepted=accepted))
 
+    def _recall_settings(self) -> None:
+        """Take up what was set after the checkpoint was saved, but for what the recipe has changed since."""
+        run, now = self.config.run_folder, flattened(resolved(self.config))
+        before, kept = on_main(self.distributed, lambda: (saved_recipe(run) or now, kept_settings(run)))
+        journal, given_back = recalled(self.feed.journal, kept, differences(before, now), self.done)
+        for one in given_back:
+            on_main(self.distributed, partial(keep_setting, run, one.step, one.key, one.value))
+        self.feed.remember(journal)
+
+    def _check_rates(self, before: Phase, after: Phase) -> None:
+        """Raise UserError where rates that are set would change what trains, or nothing."""
+        if before.optim == after.optim:
+            return
+        if "steps" in (after.optim.schedule.name, after.optim.text_schedule.name):
+            raise UserError("optim.schedule.steps gives the rates themselves, so that none can be set")
+        if self.engine.groups(before) != self.engine.groups(after):
+            raise UserError(
+                "a rate that becomes 0 or was 0 changes what trains, which cannot be while a run goes on: stop it, and "
+                "start it with another recipe and run.accept_changes=true"
+            )
+
     def _trial(self, start: int) -> int:
         """Take a step of the most pixels that any phase from here on has, with the longest prompt, copy what would be
         saved, and forget it, so that memory runs out in the first minute or, unless a later phase keeps more state,
@@ -133,7 +182,7 @@ class Parts:
         micro_batch, width, height = self.feed.plan.largest(start)
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
-            loss = self.step.loss(batch.to(self.distributed.device))
+            loss = self.step.loss(batch.to(self.distributed.device)).weighted
             size = state_bytes(self.distributed.rehearse(loss))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(

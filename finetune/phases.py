@@ -4,12 +4,14 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
 from finetune.data.config import BucketsConfig
+from finetune.data.journal import Setting
 from finetune.data.plan import Plan
 from finetune.data.shapes import Shape
 from finetune.errors import UserError
@@ -19,6 +21,8 @@ from finetune.overrides import overridden
 UNTIL = re.compile(r"(\d+(?:\.\d+)?)\s*(epoch|step)s?")
 OWN_SETTINGS = ("betas", "eps", "weight_decay", "options")
 """Settings of one optimizer that say nothing to another."""
+RATES = ("lr", "text_encoder_lr", "text_encoder_2_lr")
+"""Settings of the optimizer that may be set while the run goes on."""
 
 
 class Position(NamedTuple):
@@ -75,6 +79,8 @@ class Phase:
     optim: OptimConfig
     buckets: BucketsConfig
     micro_batch: int
+    rates: frozenset[str] = frozenset()
+    """Those of RATES that the phase itself gives."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def unfold(configs: Sequence[PhaseConfig], optim: OptimConfig, buckets: BucketsC
         optim = overridden(optim, config.optim, f"phase {number}: optim", "optim")
         buckets = overridden(buckets, config.buckets, f"phase {number}: buckets", "data.buckets")
         micro_batch = micro_batch if config.micro_batch is None else config.micro_batch
-        phases.append(Phase(config.end, optim, buckets, micro_batch))
+        phases.append(Phase(config.end, optim, buckets, micro_batch, frozenset(RATES) & config.optim.keys()))
         if number > 1:
             _check_border(number, *phases[-2:])
     return phases
@@ -141,9 +147,18 @@ def shapes(phases: Sequence[Phase]) -> tuple[Shape, ...]:
 class Phases:
     """Phases laid out over the steps of a run."""
 
-    def __init__(self, phases: Sequence[Phase], plan: Plan) -> None:
-        """Find their ends. Raises UserError where one ends before it has begun."""
+    def __init__(self, phases: Sequence[Phase], plan: Plan, settings: Sequence[Setting] = ()) -> None:
+        """Find their ends.
+
+        Args:
+            settings: what was set while the run went on.
+
+        Raises:
+            UserError: a phase ends before it has begun.
+        """
         self._phases = phases
+        self._rates = [setting for setting in settings if setting.key.startswith("optim.")]
+        self._set = lru_cache(maxsize=8)(self._with_rates)
         self._ends: list[int] = []
         for number, phase in enumerate(phases, 1):
             end = plan.steps(phase.end.amount) if phase.end.unit == "epoch" else int(phase.end.amount)
@@ -161,9 +176,22 @@ class Phases:
         return 1 + bisect_right(self._ends[:-1], step)
 
     def at(self, step: int) -> Phase:
-        """The phase that a step belongs to."""
-        return self._phases[self.number(step) - 1]
+        """The phase that a step belongs to, with the rates that have been set by then: each holds until it is set again
+        or a later phase gives it."""
+        number = self.number(step)
+        return self._set(number, tuple(s for s in self._rates if s.step <= step and self._holds(s, number)))
 
     def span(self, number: int) -> range:
         """All steps of a phase, counted from 1."""
         return range(self._ends[number - 2] if number > 1 else 0, self._ends[number - 1])
+
+    def _holds(self, setting: Setting, number: int) -> bool:
+        """Whether no phase after the one in which a rate was set gives it, up to the phase `number`."""
+        later = self._phases[self.number(setting.step) : number]
+        return not any(setting.key.removeprefix("optim.") in phase.rates for phase in later)
+
+    def _with_rates(self, number: int, settings: tuple[Setting, ...]) -> Phase:
+        phase = self._phases[number - 1]
+        held = {setting.key.removeprefix("optim."): setting.value for setting in settings}
+        changes = {rate: value for rate, value in held.items() if value is not None}
+        return replace(phase, optim=overridden(phase.optim, changes, "set", "optim")) if changes else phase

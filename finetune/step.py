@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from finetune.data.loader import Batch, LatentShape
-from finetune.diffusion.objective import Objective
+from finetune.diffusion.objective import Losses, Objective
 from finetune.model.assemble import encode_pixels
 
 
@@ -24,8 +24,8 @@ class TrainingStep:
         # In fp16 the activations of SDXL's VAE overflow.
         self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean weighted loss over the micro-batch, whose tensors lie on the model's device; a float32 scalar."""
+    def loss(self, batch: Batch) -> Losses:
+        """What a micro-batch costs whose tensors lie on the model's device."""
         latents, noise = self._latents_and_noise(batch)
         model_input = self._objective.model_input(latents, noise, batch.perturbation, batch.timesteps)
         target = self._objective.target(latents, noise, batch.timesteps)
@@ -68,4 +68,5 @@ def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, laten
         perturbation=noise,
         posterior_noise=noise,
         bad=[],
+        facts=[],
     )

@@ -4,24 +4,29 @@ import math
 import time
 
 import torch
-from torch import Tensor
 
 from finetune.checkpoint.export import export
 from finetune.checkpoint.store import Marks
 from finetune.config import Config
 from finetune.data.preparer import BadSample
+from finetune.diffusion.objective import Losses, decile_means
 from finetune.distributed import Distributed
-from finetune.errors import Preempted
+from finetune.errors import Preempted, Stopped
 from finetune.feed import Batches
 from finetune.health.judge import Verdict
 from finetune.health.slow import slow
 from finetune.lifecycle.signals import StopSignals
 from finetune.looks import look
+from finetune.monitor.flops import peak_flops, utilisation
+from finetune.monitor.intervals import Interval, combined
 from finetune.monitor.metrics import Values
 from finetune.opening import Opening, opened
 from finetune.recovery import Recovery
 from finetune.saving import Saving
+from finetune.steering import Orders, Steering
 from finetune.stopwatch import Stopwatch
+
+AGAIN = "start the same command again to go on"
 
 
 def train(config: Config) -> None:
@@ -29,7 +34,8 @@ def train(config: Config) -> None:
 
     Raises:
         UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
-        Preempted: the run was asked to stop, and has saved its state.
+        Preempted: the run was told to stop, and has saved its state.
+        Stopped: somebody has asked it to stop for now, and it has saved its state.
     """
     distributed = Distributed(config.strategy)
     try:
@@ -51,17 +57,20 @@ class Run:
         self.signals = signals
         self.saving = Saving(opening)
         self.recovery = Recovery(opening, self.saving)
+        self.steering = Steering(opening)
         self.bad: list[BadSample] = []
-        self.own_s: list[float] = []
-        """Of every step since the last flush, the seconds in which this rank did not wait for others."""
-        self.stopping = self.save_failed = False
+        self.peak_flops = peak_flops(self.distributed.device, self.config.strategy.precision)
+        self.interval = Interval()
+        """What this rank has done since the last flush."""
+        self.stopping = self.save_failed = self.asked = False
         """What some rank said with the last step."""
 
     def fit(self) -> None:
         """Train to the run's end, stretch by stretch: at the borders between them the data or the phase may change."""
         step = self.parts.done
         if not self.parts.looked:
-            self.look(step)
+            with self.interval.spending("sampling"):
+                self.look(step)
         while step < self.parts.total_steps:
             stretch = self.stretch(step)
             step = self.train_through(stretch)
@@ -95,14 +104,14 @@ class Run:
         """Train a step counted from 0, unless it turns out to be bad."""
         began = time.perf_counter()
         self.opening.start.step = step
-        loss, waited_s, forward = self.accumulate(step, batches)
+        losses, waited_s, forward = self.accumulate(step, batches)
         self.pulse.at(step, "update")
         norm = self.distributed.gradient_norm().view(1)
-        shared = self.distributed.share(loss, (self.signals.requested, self.saving.store.failed))
+        flags = (self.signals.requested, self.saving.store.failed, self.steering.asked)
+        shared = self.distributed.share(losses.weighted, flags, losses.by_decile)
         # The step's one wait for the device: whether the update may be made has to be known before it is.
-        mean_loss, stops, failures, total_norm = torch.cat((shared, norm)).tolist()
-        self.stopping, self.save_failed = stops > 0, failures > 0
-        self.own_s.append(waited_s + forward.seconds())
+        mean_loss, stops, failures, requests, *deciles, total_norm = torch.cat((shared, norm)).tolist()
+        self.stopping, self.save_failed, self.asked = stops > 0, failures > 0, requests > 0
 
         verdict = self.recovery.judge(step, mean_loss, total_norm)
         rates = self.parts.engine.rates(self.parts.phases.at(step), step, self.parts.total_steps)
@@ -111,17 +120,19 @@ class Run:
             self.saving.updates += math.isfinite(total_norm)  # fp16 leaves out what overflows
         else:
             self.distributed.skip()
+        step_s = time.perf_counter() - began
+        self.interval.step(step_s, waited_s, waited_s + forward.seconds())
         if self.watch:
-            values = self.metrics(step, mean_loss, total_norm, rates)
+            values = self.metrics(step, mean_loss, total_norm, rates) | {"loss_by_decile": decile_means(deciles)}
             values |= {"skipped": int(verdict.reason is not None), "updates": self.saving.updates}
-            values |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - began}
+            values |= {"data_wait_s": waited_s, "step_s": step_s}
             self.watch.record(values, self.feed.plan.step(step))
         return verdict
 
-    def accumulate(self, step: int, batches: Batches) -> tuple[Tensor, float, Stopwatch]:
-        """Add up one step's gradients on this rank. Returns its mean loss, on the device, the seconds that were spent
-        waiting for data, and what has timed the forward passes."""
-        losses, waited_s, forward = [], 0.0, Stopwatch(self.distributed.device)
+    def accumulate(self, step: int, batches: Batches) -> tuple[Losses, float, Stopwatch]:
+        """Add up one step's gradients on this rank. Returns what its micro-batches cost together, on the device, the
+        seconds that were spent waiting for data, and what has timed the forward passes."""
+        losses, waited_s, forward = list[Losses](), 0.0, Stopwatch(self.distributed.device)
         for i in range(self.distributed.accumulation):
             self.pulse.at(step, "data")
             asked = time.perf_counter()
@@ -131,36 +142,41 @@ class Run:
             with forward:
                 loss = self.parts.step.loss(batch)
             self.pulse.at(step, "backward")
-            self.distributed.backward(loss, last=i == self.distributed.accumulation - 1)
-            losses.append(loss.detach())
+            self.distributed.backward(loss.weighted, last=i == self.distributed.accumulation - 1)
+            losses.append(Losses(loss.weighted.detach(), loss.by_decile))
             self.bad += batch.bad
-        return torch.stack(losses).mean(), waited_s, forward
+            self.interval.take(batch)
+        weighted, by_decile = (torch.stack(each) for each in zip(*losses, strict=True))
+        return Losses(weighted.mean(), by_decile.sum(0)), waited_s, forward
 
     def attend(self, done: int, *, save: bool = False) -> None:
         """Do what is due after `done` steps, and save in any case if told so."""
-        phases, saves = self.parts.phases, self.config.checkpoint.every_steps
+        orders = self.steering.take(done) if self.asked else Orders()
+        phases, config = self.parts.phases, self.parts.live(done)
         border = done == phases.span(phases.number(done - 1)).stop
-        saving = save or border or self.stopping or done % saves == 0
-        if saving or done % self.config.monitor.flush_every_steps == 0:
+        due = done % config.checkpoint.every_steps == 0
+        saving = save or border or self.stopping or due or orders.save or bool(orders.stop)
+        if saving or done % config.monitor.flush_every_steps == 0:
             self.flush(done)
         # Before saving: what is done again after a kill is looked at again. A stop leaves no time for it.
-        validated = None if self.stopping else self.look(done)
-        if saving:
-            self.saving.save(done, Marks(border, validated), looked=not self.stopping)
-        self.saving.attend()
-        if self.save_failed:
-            self.saving.store.wait()
-        if self.stopping:
-            self.leave(done)
+        with self.interval.spending("sampling"):
+            validated = None if self.stopping else self.look(done, asked=orders.sample)
+        with self.interval.spending("saving"):
+            if saving:
+                self.saving.save(done, Marks(border, validated), looked=not self.stopping)
+            self.saving.attend()
+            if self.save_failed:
+                self.saving.store.wait()
+        if self.stopping or orders.stop:
+            self.leave(done, orders.stop)
 
-    def leave(self, done: int) -> None:
-        """End the run as it was asked to."""
-        self.saving.finish(in_haste=True)
+    def leave(self, done: int, asked_by: str) -> None:
+        """End the run as it was told to, or else as somebody has asked."""
+        self.saving.finish(in_haste=self.stopping)
+        if not self.stopping:
+            raise Stopped(f"{asked_by} asked it to stop after {done:,} steps, which are saved: {AGAIN}")
         reasons = sorted({reason for reason in self.distributed.gather(self.signals.reason) if reason})
-        raise Preempted(
-            f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: start the same command again to "
-            "go on"
-        )
+        raise Preempted(f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: {AGAIN}")
 
     def cross(self, step: int) -> None:
         """Go over a border: take in what has changed in the data, and go over to the phase of a step. What it can't
@@ -189,17 +205,23 @@ class Run:
         }
 
     def flush(self, done: int) -> None:
-        """Write what was recorded since the last flush."""
-        gathered = self.distributed.gather((self.bad, self.own_s))
+        """Write what was recorded since the last flush, where there have been steps."""
+        if not self.interval.step_s:
+            return
+        self.interval.end(self.distributed.take_memory_peak())
+        gathered = self.distributed.gather((self.bad, self.interval))
         if self.watch:
-            self.watch.flush(one for bad, _ in gathered for one in bad)
+            intervals = [interval for _, interval in gathered]
+            figures = combined(intervals) | {"mfu": utilisation(intervals, self.parts.flops, self.peak_flops)}
+            self.watch.flush([one for bad, _ in gathered for one in bad], figures)
             factor = self.config.health.slow_factor
-            self.watch.slow_ranks(done, slow([seconds for _, seconds in gathered], factor))
-        self.bad, self.own_s = [], []
+            self.watch.slow_ranks(done, slow([interval.own_s for interval in intervals], factor))
+        self.bad, self.interval = [], Interval()
 
-    def look(self, done: int) -> float | None:
-        """Validate and draw samples where that is due after `done` steps; the validation's loss."""
-        return look(self.parts, self.watch, self.pulse, done)
+    def look(self, done: int, *, asked: bool = False) -> float | None:
+        """Validate and draw samples where that is due after `done` steps, and samples in any case if asked to; the
+        validation's loss."""
+        return look(self.parts, self.watch, self.pulse, done, asked=asked)
 
     def finish(self) -> None:
         """Export the model, draw the curves, and wait until everything lies where it belongs."""

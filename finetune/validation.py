@@ -16,13 +16,13 @@ from finetune.data.loader import Batch, MicroBatches
 from finetune.data.plan import MicroBatch, Plan
 from finetune.data.samples import rows_of_ids, sources_of_ids
 from finetune.data.sources import Sources
+from finetune.diffusion.objective import DECILES
 from finetune.errors import UserError
 
 REPEAT = 1 << 40
 """The repeat by which choices are made for a sample that is validated, which no draw of training has."""
 WARMED_UP = 1 << 40
 """The step for which prompts are drawn: one after every warm-up."""
-DECILES = 10
 TIMESTEP_KEY = purpose_key(0, "validation timestep")
 ASPECTS = ("tall", "square", "wide")
 

@@ -1,5 +1,7 @@
 """Checks that span two parts, and what is saved of a recipe."""
 
+from pathlib import Path
+
 import pytest
 
 from finetune.config import BatchConfig, Config, RunConfig, check, plan_settings, resolved
@@ -8,7 +10,8 @@ from finetune.diffusion.config import DiffusionConfig
 from finetune.errors import UserError
 from finetune.health.config import HealthConfig
 from finetune.model.config import ModelConfig
-from finetune.monitor.config import MonitorConfig, SamplesConfig
+from finetune.monitor.config import MonitorConfig
+from finetune.monitor.samples.config import SamplesConfig
 from finetune.phases import PhaseConfig
 from finetune.strategy import StrategyConfig
 
@@ -81,7 +84,7 @@ def test_single_is_one_process() -> None:
 
 
 def test_samples_far_larger_than_what_is_trained_are_refused() -> None:
-    samples = SamplesConfig(prompts=["a"], width_px=2048, height_px=512)
+    samples = SamplesConfig(prompts=["a"], sizes_px=[[512, 512], [2048, 512]])
     with pytest.raises(UserError, match="2048×512 px, more than twice the longest side"):
         check(config(monitor=MonitorConfig(samples=samples)), world=1)
 
@@ -91,6 +94,14 @@ def test_more_sampling_steps_than_timesteps_are_refused() -> None:
     with pytest.raises(UserError, match=r"monitor\.samples\.steps is 21, more than the 20 timesteps"):
         check(config(monitor=MonitorConfig(samples=samples), diffusion=DiffusionConfig(timesteps=20)), world=1)
     check(config(monitor=MonitorConfig(samples=samples), diffusion=DiffusionConfig(timesteps=21)), world=1)
+
+
+def test_a_file_of_prompts_that_cannot_be_read_is_found_at_the_start(tmp_path: Path) -> None:
+    samples = SamplesConfig(file=str(tmp_path / "prompts.yaml"))
+    with pytest.raises(UserError, match=r"monitor\.samples\.file .*prompts\.yaml cannot be read"):
+        check(config(monitor=MonitorConfig(samples=samples)), world=1)
+    samples.every_steps = 0
+    check(config(monitor=MonitorConfig(samples=samples)), world=1)
 
 
 def test_secrets_are_blacked_out_wherever_they_stand() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from finetune.data.config import BucketsConfig
+from finetune.data.journal import Setting
 from finetune.data.layout import Layout, SourceSamples
 from finetune.data.plan import Chapter, Plan
 from finetune.data.shapes import Shape
@@ -72,6 +73,26 @@ def test_what_needs_an_epoch_s_border_is_refused_elsewhere(changes: dict[str, An
 def test_rates_and_freezing_change_at_any_step() -> None:
     changes = {"lr": 1e-6, "text_encoder_lr": 0.0, "train": ["unet.*attn2*"], "block_factors": {"MID": 0.5}}
     assert len(unfolded(PhaseConfig("100 steps"), PhaseConfig("101 steps", changes))) == 2
+
+
+def test_a_rate_that_is_set_holds_until_it_is_set_again_or_a_later_phase_gives_it() -> None:
+    configs = [PhaseConfig("10 steps"), PhaseConfig("20 steps", {"text_encoder_lr": 1e-7}), PhaseConfig("30 steps")]
+    settings = [
+        Setting(3, "optim.lr", 1e-5),
+        Setting(4, "optim.text_encoder_lr", 2e-6),
+        Setting(12, "optim.lr", 2e-5),
+        Setting(14, "optim.text_encoder_lr", 3e-7),
+        Setting(25, "optim.lr", None),
+        Setting(26, "monitor.samples.every_steps", 7),
+    ]
+    laid = Phases(unfolded(*configs), PLAN, settings)
+
+    def rates(step: int) -> tuple[float, float]:
+        return laid.at(step).optim.lr, laid.at(step).optim.text_encoder_lr
+
+    assert [rates(step) for step in (2, 3, 4, 9)] == [(4e-6, 1e-6), (1e-5, 1e-6), (1e-5, 2e-6), (1e-5, 2e-6)]
+    assert [rates(step) for step in (10, 12, 14)] == [(1e-5, 1e-7), (2e-5, 1e-7), (2e-5, 3e-7)]
+    assert [rates(step) for step in (20, 25, 29)] == [(2e-5, 3e-7), (4e-6, 3e-7), (4e-6, 3e-7)]
 
 
 def test_mistakes_name_the_phase_and_the_setting() -> None:

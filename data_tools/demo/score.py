@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from data_tools.demo.shapes import PALETTE, Scene, check_prompts
-from finetune.monitor.samples import captioned_grid
+from finetune.monitor.samples.grid import Row, captioned_grid
 
 SIDE_PX = 48
 CENTRE_PX = 8
@@ -75,7 +75,9 @@ def compare(untrained: Path, trained: Path, run: Path) -> dict[str, dict[str, fl
     for name, model in (("untrained", untrained), ("trained", trained)):
         pictures = sample_check_prompts(model)
         scores[name] = score(pictures, scenes)
-        grids[name] = captioned_grid([p.resize((GRID_PX, GRID_PX)) for p in pictures], list(prompts))
+        grids[name] = captioned_grid(
+            [Row([p.resize((GRID_PX, GRID_PX))], prompt) for p, prompt in zip(pictures, prompts, strict=True)]
+        )
     side_by_side(grids).save(run / "samples" / "demo.png")
     (run / "demo.json").write_text(json.dumps({**scores, "prompts": len(prompts)}, indent=1), encoding="utf-8")
     return scores

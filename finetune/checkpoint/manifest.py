@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 
+from finetune.checkpoint.names import MANIFEST, finished, rank_file, step_name
 from finetune.data.index import file_sha256
 from finetune.errors import UserError
 
-LATEST = "latest"
-MANIFEST = "manifest.json"
-NAME = re.compile(r"step-(\d{8,})")
-ASIDE = re.compile(r"step-\d{8,}\.damaged-\d+")
 SHA256 = re.compile(rf"[0-9a-f]{{{2 * hashlib.sha256().digest_size}}}")
 
 
@@ -80,16 +77,6 @@ class Checkpoint:
         return None
 
 
-def step_name(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def rank_file(rank: int) -> str:
-    """The name of a rank's file."""
-    return f"rank-{rank:05d}.pt"
-
-
 def manifest_text(step: int, files: Mapping[str, dict[str, Any]], meta: Mapping[str, Any], marks: Marks) -> str:
     """The manifest of a checkpoint with a file of each rank."""
     manifest = {"step": step, "world": len(files), "files": files, "meta": meta, "marks": asdict(marks)}
@@ -126,13 +113,6 @@ def parse_manifest(text: str, folder: Path) -> Checkpoint:
     if not isinstance(marks.validation_loss, int | float | None) or not isinstance(marks.phase_border, bool):
         raise ValueError("its marks are none")
     return found
-
-
-def finished(folder: Path) -> list[Path]:
-    """The checkpoints that have their final name, oldest first."""
-    found = {path: NAME.fullmatch(path.name) for path in folder.glob("step-*")}
-    steps = {path: int(name[1]) for path, name in found.items() if name and path.is_dir()}
-    return sorted(steps, key=steps.__getitem__)
 
 
 def readable(folder: Path) -> list[Checkpoint]:

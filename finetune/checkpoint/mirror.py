@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from finetune.checkpoint.files import disk_faults, hashing
-from finetune.checkpoint.manifest import MANIFEST, NAME, Checkpoint, parse_manifest
+from finetune.checkpoint.manifest import Checkpoint, parse_manifest
+from finetune.checkpoint.names import MANIFEST, NAME
 from finetune.checkpoint.search import DAMAGED, Report
 from finetune.checkpoint.writer import UNFINISHED, commit, discard
 from finetune.data.outage import Patience

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from finetune.checkpoint.files import replace_durably
-from finetune.checkpoint.manifest import ASIDE, LATEST, Checkpoint, finished, read_manifest
+from finetune.checkpoint.manifest import Checkpoint, read_manifest
+from finetune.checkpoint.names import ASIDE, LATEST, finished
 from finetune.checkpoint.writer import UNFINISHED, discard, set_aside
 from finetune.ranks import Ranks, on_all
 

@@ -18,17 +18,9 @@ from typing import Any, NamedTuple
 from finetune.checkpoint.background import in_background
 from finetune.checkpoint.config import CheckpointConfig
 from finetune.checkpoint.files import GIB, disk_faults, free_bytes
-from finetune.checkpoint.manifest import (
-    MANIFEST,
-    Checkpoint,
-    Marks,
-    find,
-    finished,
-    newest_checkpoint,
-    parse_manifest,
-    readable,
-)
+from finetune.checkpoint.manifest import Checkpoint, Marks, find, newest_checkpoint, parse_manifest, readable
 from finetune.checkpoint.mirror import Mirror, fetch_newest
+from finetune.checkpoint.names import MANIFEST, finished
 from finetune.checkpoint.retention import retained
 from finetune.checkpoint.search import Report, go_on_from, remove_unfinished, search, set_aside_before
 from finetune.checkpoint.uploads import Upload, Uploads

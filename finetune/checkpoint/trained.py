@@ -69,6 +69,14 @@ class Trained:
             self._base = (part, load_one(self._config, part, self.dtype).state_dict())
         return converted(self._base[1][name], self.dtype, full)
 
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copy what the checkpoint holds into the parts, which have to be those that the run began with. Raises
+        UserError where something of it cannot be had."""
+        for full in self._saved.sizes:
+            part, _, name = full.partition(".")
+            self.parts[part].get_parameter(name).copy_(self.read(part, name))
+
     def _check(self) -> None:
         for name, size in self._saved.sizes.items():
             shape = self._shapes.get(name)

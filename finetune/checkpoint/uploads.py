@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from finetune.checkpoint.background import in_background
 from finetune.checkpoint.config import CheckpointConfig
-from finetune.checkpoint.manifest import MANIFEST, parse_manifest, readable, step_name
+from finetune.checkpoint.manifest import parse_manifest, readable
 from finetune.checkpoint.mirror import Mirror
+from finetune.checkpoint.names import MANIFEST, step_name
 from finetune.checkpoint.retention import retained
 from finetune.redact import redacted
 

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from finetune.checkpoint.files import disk_faults, hashing, replace_durably, sync_folder, write_durably
-from finetune.checkpoint.manifest import (
-    LATEST,
-    MANIFEST,
-    Checkpoint,
-    Marks,
-    manifest_text,
-    parse_manifest,
-    rank_file,
-    step_name,
-)
+from finetune.checkpoint.manifest import Checkpoint, Marks, manifest_text, parse_manifest
+from finetune.checkpoint.names import LATEST, MANIFEST, rank_file, step_name
 from finetune.errors import UserError
 from finetune.ranks import Ranks, on_all, on_main
 

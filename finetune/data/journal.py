@@ -1,8 +1,8 @@
 """The journal: what in a run's data is not a function of the step alone.
 
 Append-only, saved in every checkpoint: from which epoch on which edition of the data holds, from which step on which
-samples are replaced, and which steps changed nothing because they were bad. The steps are a pure function of (recipe,
-journal).
+samples are replaced, which steps changed nothing because they were bad, and what was set while the run went on. The
+steps are a pure function of (recipe, journal).
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,17 @@ class Jump:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting of the recipe that has another value from a step on."""
+
+    step: int
+    key: str
+    """With its dots."""
+    value: Any
+    """A plain value; None where it is the recipe's own again."""
+
+
+@dataclass(frozen=True)
 class Journal:
     """The history of a run's data."""
 
@@ -81,6 +92,7 @@ class Journal:
     quarantines: tuple[Quarantine, ...] = ()
     skips: tuple[Skip, ...] = ()
     jumps: tuple[Jump, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
     @property
     def current(self) -> Mapping[str, SourceState]:
@@ -114,6 +126,11 @@ class Journal:
         """The journal with a rollback."""
         return replace(self, jumps=(*self.jumps, jump))
 
+    def with_setting(self, setting: Setting) -> "Journal":
+        """The journal in which a setting takes the place of those of its key that would begin no earlier."""
+        kept = (s for s in self.settings if s.key != setting.key or s.step < setting.step)
+        return replace(self, settings=(*kept, setting))
+
     def to_plain(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return asdict(self)
@@ -131,6 +148,7 @@ class Journal:
             tuple(Quarantine(q["step"], tuple(q["samples"])) for q in plain["quarantines"]),
             tuple(Skip(**skip) for skip in plain["skips"]),
             tuple(Jump(**jump) for jump in plain["jumps"]),
+            tuple(Setting(**setting) for setting in plain.get("settings", ())),  # which runs of old did not have
         )
 
     def _recipe_excludes(self, step: int) -> frozenset[int]:

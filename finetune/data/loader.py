@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from finetune.data.hashing import hash_counters, purpose_key, shuffled_order, to
 from finetune.data.journal import Journal
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import MicroBatch, Plan
-from finetune.data.preparer import BadSample, Preparer
+from finetune.data.preparer import BadSample, Facts, Preparer
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
@@ -65,12 +65,14 @@ class Batch(NamedTuple):
     """float32, as the noise, before its strength; or zeros [m, 1, 1, 1] where there is none"""
     posterior_noise: Tensor
     bad: list[BadSample]
+    facts: list[Facts]
+    """Of every sample."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on the device; pinned memory is copied asynchronously."""
-        tensors = self._asdict()
-        bad = tensors.pop("bad")
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, bad=bad)
+        tensors = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return self._replace(**moved)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class MicroBatches(Dataset[Batch | UserError]):
             perturbation=shared([noise.perturbation for noise in noises]),
             posterior_noise=shared([noise.posterior for noise in noises]),
             bad=bad,
+            facts=[s.facts for s in samples],
         )
 
     def _draw_timesteps(self, step: int, micro_batch: MicroBatch) -> Tensor:

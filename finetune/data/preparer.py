@@ -22,6 +22,21 @@ from finetune.redact import redacted
 NEAR_TRIED, FAR_TRIED, SCANNED = 8, 24, 1000
 
 
+class Facts(NamedTuple):
+    """What a run tells of a draw, summed up with others."""
+
+    tokens: int
+    """Of its prompt."""
+    tags: int
+    """In its prompt."""
+    dropped_tags: int
+    """That its prompt could have had."""
+    truncated: bool
+    """Whether the prompt would have been too long."""
+    cached: bool | None
+    """As `Record` has it."""
+
+
 class Sample(NamedTuple):
     """A decoded draw."""
 
@@ -33,6 +48,7 @@ class Sample(NamedTuple):
     of the picture, top and left of the crop in the scaled (and, where it is, mirrored) picture, height and width of
     the bucket; pixels."""
     loss_weight: float
+    facts: Facts
     mask: npt.NDArray[np.uint8] | None
     """[H, W]: how much each pixel counts in the loss, 255 fully and 0 not at all; None where all count."""
 
@@ -156,8 +172,9 @@ class Preparer:
         pixels, mask = self.picture(record, info, crop, mirrored)
         left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
         conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)
-        prompt = self.prompt(record, draw, task.step).text
-        return Sample(pixels, prompt, conditioning, self._policies[record.source].loss_weight, mask)
+        prompt = self.prompt(record, draw, task.step)
+        facts = Facts(prompt.tokens, len(prompt.tags), prompt.dropped, prompt.truncated, record.cached)
+        return Sample(pixels, prompt.text, conditioning, self._policies[record.source].loss_weight, facts, mask)
 
     def _substitute(self, draw: Draw, task: _Task) -> tuple[int, Sample]:
         """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""

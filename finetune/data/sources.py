@@ -36,6 +36,8 @@ class Record(NamedTuple):
     """Number of its source."""
     mask: bytes | None
     """The picture beside it that says how much each of its pixels counts."""
+    cached: bool | None
+    """Whether its shard lay in the cache when it was wanted; None where nothing is cached."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,19 @@ class Sources:
         source = self.all[place.source]
         index, row = source.index, source.row(place)
         spans = index.spans(row)
-        location = spans[IMAGE].location
+        location, cached = spans[IMAGE].location, None
         if not is_remote(location):
             read = self._read_tar if index.kind == TARS else _read_files
             members = self._patience.until_done(location, lambda: read(spans))
         elif index.kind == TARS:
+            cached = self._cache.holds(location, index.shards[place.shard]) is not None
             members = self._read_shard(place, spans, whole_shard)
         else:
             members = {name: self._read_range(index, span, span.size) for name, span in spans.items()}
         image, mask = members.pop(IMAGE), members.pop(MASK, None)
         labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
-        return Record(image, overlay.over(row, labels) if overlay else labels, index.key(row), place.source, mask)
+        labels = overlay.over(row, labels) if overlay else labels
+        return Record(image, labels, index.key(row), place.source, mask, cached)
 
     def key(self, sample: int) -> str:
         """The sample's key in its source."""

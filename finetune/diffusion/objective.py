@@ -1,5 +1,8 @@
 """What the model is given, what it is asked to predict, and what its errors cost."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,18 @@ from finetune.diffusion.losses import LOSSES, huber_deltas
 from finetune.diffusion.schedule import Schedule
 from finetune.diffusion.timesteps import Timesteps
 from finetune.diffusion.weighting import neglect, timestep_weights
+
+DECILES = 10
+
+
+class Losses(NamedTuple):
+    """What a micro-batch costs."""
+
+    weighted: Tensor
+    """Mean over the micro-batch of sample weight · weight(t) · error, which is trained; a float32 scalar."""
+    by_decile: Tensor
+    """By tenths of the timesteps, the first the least noisy: the sum of the errors that lie in each, and how many these
+    are; float32 [2, 10], without a gradient. An error that is not finite stays in its own decile."""
 
 
 class Objective(nn.Module):
@@ -19,6 +34,7 @@ class Objective(nn.Module):
     target_noise: Tensor
     weight: Tensor
     delta: Tensor
+    deciles: Tensor
 
     def __init__(self, config: DiffusionConfig) -> None:
         """Make the tables. Raises UserError where a timestep has no finite weight, or none can be drawn."""
@@ -36,6 +52,8 @@ class Objective(nn.Module):
         self.register_buffer("target_noise", target_noise.float())
         self.register_buffer("weight", weight.float())
         self.register_buffer("delta", huber_deltas(schedule, config).float())
+        places = torch.arange(config.timesteps) * DECILES // config.timesteps
+        self.register_buffer("deciles", (places == torch.arange(DECILES)[:, None]).float())  # [10, timesteps]
 
     def offset_noise(self, latents: Tensor, noise: Tensor, offset: Tensor) -> Tensor:
         """The noise with an offset for each sample and channel (Guttenberg, "Diffusion with Offset Noise", 2023),
@@ -84,8 +102,8 @@ class Objective(nn.Module):
 
     def loss(
         self, prediction: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor, sample_weights: Tensor
-    ) -> Tensor:
-        """Mean over the micro-batch of sample weight · weight(t) · error; a float32 scalar.
+    ) -> Losses:
+        """What a micro-batch costs.
 
         Args:
             prediction, target, timesteps, mask: as `errors` takes them.
@@ -93,7 +111,18 @@ class Objective(nn.Module):
                 2208.12242, equation (2)).
         """
         errors = self.errors(prediction, target, timesteps, mask)
-        return (sample_weights * self.weight[timesteps] * errors).mean()
+        weighted = (sample_weights * self.weight[timesteps] * errors).mean()
+        return Losses(weighted, self._by_decile(errors.detach(), timesteps))
+
+    def _by_decile(self, errors: Tensor, timesteps: Tensor) -> Tensor:
+        inside = self.deciles[:, timesteps]  # [10, B]
+        return torch.stack((torch.where(inside > 0.0, errors, 0.0).sum(1), inside.sum(1)))
+
+
+def decile_means(by_decile: Sequence[float]) -> list[float | None]:
+    """The mean error of each decile, None where there is none, from the numbers of `Losses.by_decile` in a row."""
+    sums, counts = by_decile[:DECILES], by_decile[DECILES:]
+    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
 
 def target_factors(schedule: Schedule, prediction: str) -> tuple[Tensor, Tensor]:

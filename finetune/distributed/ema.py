@@ -9,6 +9,9 @@ from torch import Tensor
 from finetune.distributed.fragments import Flat
 from finetune.optim.config import EmaConfig
 
+AT_A_TIME = 1 << 24
+"""Elements that are compared at once, so that no second copy of the weights is needed."""
+
 
 class Ema:
     """The exponential moving average of flat tensors, in fp32.
@@ -63,6 +66,18 @@ class Ema:
         copied.record()
         self._adding = self._thread.submit(self._add_staged, copied, weight)
 
+    def squares(self) -> Tensor:
+        """The squares of two norms over what this rank saves, weights − average and weights: float64 [2] where the
+        weights lie."""
+        parts = [
+            torch.stack((_square(weights - average.to(weights.device)), _square(weights)))
+            for flat, row in zip(self._flats, self.values, strict=True)
+            if flat.saved
+            for weights, average in zip(torch.split(flat.values, AT_A_TIME), torch.split(row, AT_A_TIME), strict=True)
+        ]
+        nothing = torch.zeros(2, dtype=torch.float64)
+        return torch.stack(parts).sum(0) if parts else nothing
+
     def close(self) -> None:
         """End the thread."""
         if self._thread:
@@ -80,6 +95,11 @@ class Ema:
     def _room(self, flat: Flat, *, pinned: bool) -> Tensor:
         device = "cpu" if self._config.device == "cpu" else flat.tensor.device
         return torch.empty(flat.tensor.numel(), dtype=torch.float32, device=device, pin_memory=pinned)
+
+
+def _square(values: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values)
+    return norm.double().square()
 
 
 def _add(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:

@@ -107,8 +107,7 @@ class Distributed:
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes; a context that can be entered again and again."""
-        precision = self._config.precision
-        return torch.autocast(self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
+        return autocast(self.device, self._config.precision)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients; `last` marks the step's last one.
@@ -193,15 +192,40 @@ class Distributed:
         with self._averaged(), self._prepared.gathered():
             yield
 
-    def share(self, loss: Tensor, flags: Sequence[bool] = ()) -> Tensor:
-        """What all ranks have to know of a step, in one reduction: its mean loss over all ranks, then how many of them
-        raised each flag; float32 [1 + flags] on the device, queued without waiting for it. A loss that is NaN on one
-        rank is NaN on all."""
+    def share(self, loss: Tensor, flags: Sequence[bool] = (), sums: Tensor | None = None) -> Tensor:
+        """What all ranks have to know of a step, in one reduction: its mean loss over all ranks, how many of them
+        raised each flag, and the sums over all of what else they have to add up; float32 [1 + flags + sums] on the
+        device, queued without waiting for it. A loss that is NaN on one rank is NaN on all.
+
+        Args:
+            sums: float32, of one shape on all ranks.
+        """
         loss = loss.detach().float() / self.world
         shared = torch.stack([loss, *(loss.new_full((), float(flag)) for flag in flags)])
+        if sums is not None:
+            shared = torch.cat((shared, sums.flatten()))
         if self.world > 1:
             dist.all_reduce(shared)
         return shared
+
+    def ema_distance(self) -> float | None:
+        """How far the weights that train in the run are from their moving average: ‖w − ema‖ / ‖w‖ over all of them;
+        None where there is no average. Waits for the device. All ranks call it."""
+        if self._ema is None:
+            return None
+        squares = self._ema.squares().to(self.device)
+        if self.world > 1:
+            dist.all_reduce(squares)
+        apart, length = squares.sqrt().tolist()
+        return float(apart / length)
+
+    def take_memory_peak(self) -> int | None:
+        """The most bytes of the GPU that tensors of this rank have taken since the last call; None without a GPU."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in the order of ranks, on every rank."""
@@ -330,6 +354,11 @@ class Distributed:
         """Write a row of values to each flat tensor."""
         for flat, row in zip(self._flats, rows, strict=True):
             flat.values.copy_(row)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision of forward passes, by its name in the recipe; a context that can be entered again and again."""
+    return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
 
 
 def set_missing_rank_variables() -> None:

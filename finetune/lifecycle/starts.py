@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Preempted, UserError
+from finetune.errors import Preempted, Stopped, UserError
 from finetune.monitor.files import read_lines, replace_text
 from finetune.ranks import Ranks, on_main
 from finetune.redact import redacted
@@ -115,6 +115,11 @@ def last_began(folder: Path) -> dict[str, Any] | None:
     return next((row for row in reversed(read_lines(folder / FILE_NAME)) if row["kind"] == "began"), None)
 
 
+def starts_before(folder: Path) -> int:
+    """How often the run in a folder had begun before its last beginning."""
+    return max(0, len([row for row in read_lines(folder / FILE_NAME) if row["kind"] == "began"]) - 1)
+
+
 def ended(state: str, step: int, reason: str) -> dict[str, Any]:
     """The row of a start's end."""
     return {**_row("ended", step), "state": state, "reason": redacted(" ".join(reason.split()))[:LONGEST_REASON]}
@@ -127,5 +132,5 @@ def _row(kind: str, step: int) -> dict[str, Any]:
 def _state(error: BaseException | None) -> str:
     if error is None:
         return "finished"
-    known = {Preempted: "preempted", UserError: "mistaken", KeyboardInterrupt: "stopped"}
+    known = {Preempted: "preempted", UserError: "mistaken", Stopped: "stopped", KeyboardInterrupt: "stopped"}
     return next((state for kind, state in known.items() if isinstance(error, kind)), "failed")

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from finetune.checks import check_choice
 from finetune.errors import UserError
+from finetune.monitor.alerts.config import AlertsConfig
+from finetune.monitor.samples.config import SamplesConfig
 
-MAX_SEED = 2**32
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -19,6 +20,8 @@ class WandbConfig:
     """Project to which the run belongs."""
     entity: str | None = None
     """Team or user; None takes the key's own."""
+    system: bool = False
+    """Send what wandb measures of the machine every 15 seconds as well: GPUs, CPU, memory, disk, network."""
 
     def __post_init__(self) -> None:
         check_choice("monitor.wandb.mode", self.mode, WANDB_MODES)
@@ -41,44 +44,6 @@ class ValidationConfig:
 
 
 @dataclass
-class SamplesConfig:
-    """Grids of fixed prompts and seeds."""
-
-    every_steps: int = 500
-    """Optimizer steps between grids, beside one before the first step; 0 draws none."""
-    prompts: list[str] = field(default_factory=list)
-    """One picture each; no prompts, no grids."""
-    negative_prompt: str = ""
-    """What guidance leads away from."""
-    seed: int = 0
-    """Picture i starts from the noise of seed + i."""
-    steps: int = 30
-    """Sampling steps."""
-    guidance: float = 7.0
-    """Scale of classifier-free guidance."""
-    guidance_rescale: float = 0.7
-    """How far the guided prediction is scaled back to its own deviation (arXiv 2305.08891, section 3.4)."""
-    width_px: int = 512
-    """A multiple of 8."""
-    height_px: int = 512
-    """A multiple of 8."""
-    batch: int = 4
-    """Pictures sampled at a time."""
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 0 or self.steps < 1 or self.batch < 1:
-            raise UserError(
-                "monitor.samples.every_steps must not be negative, monitor.samples.steps and batch at least 1"
-            )
-        if not 0 <= self.seed < MAX_SEED:
-            raise UserError(f"monitor.samples.seed is {self.seed}: use a number from 0 to {MAX_SEED - 1}")
-        if self.width_px < 8 or self.height_px < 8 or self.width_px % 8 or self.height_px % 8:
-            raise UserError(
-                f"monitor.samples asks for {self.width_px}×{self.height_px} px: use positive multiples of 8"
-            )
-
-
-@dataclass
 class MonitorConfig:
     """Metrics, trackers, status and samples."""
 
@@ -91,6 +56,7 @@ class MonitorConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
 
     def __post_init__(self) -> None:
         if self.flush_every_steps < 1 or self.heartbeat_s <= 0:

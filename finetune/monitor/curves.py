@@ -6,25 +6,39 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from finetune.diffusion.objective import DECILES
+from finetune.monitor.intervals import ACTIVITIES
+
 INK, LIGHT = "#1f4e79", "#9dc3e6"
 SMOOTHING_SHARE = 0.02
+UNKNOWN = [None] * DECILES
+"""Of steps that were written down before there were deciles."""
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw loss, gradient norm, learning rates and speed over the steps of metrics.jsonl and validation.jsonl; PNG."""
-    figure = Figure(figsize=(11, 7), layout="constrained")
+def draw_curves(
+    lines: Sequence[dict[str, Any]],
+    intervals: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    path: Path,
+) -> Path:
+    """Draw loss, loss by timesteps, gradient norm, learning rates, speed and where the time goes over the steps of
+    metrics.jsonl, intervals.jsonl and validation.jsonl; PNG."""
+    figure = Figure(figsize=(15, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2)
-    steps = np.array([line["step"] for line in lines])
+    axes = figure.subplots(2, 3)
+    steps = _column(lines, "step")
     _curve(axes[0, 0], "loss", steps, _column(lines, "loss"))
-    _curve(axes[0, 1], "gradient norm before clipping", steps, _column(lines, "grad_norm"))
+    _deciles(axes[0, 1], steps, lines)
+    _curve(axes[0, 2], "gradient norm before clipping", steps, _column(lines, "grad_norm"))
     _curve(axes[1, 1], "images/s", steps, _column(lines, "images_per_s"))
+    _shares(axes[1, 2], intervals)
     if validation:
-        places = [line["step"] for line in validation]
+        places = _column(validation, "step")
         axes[0, 0].plot(places, _column(validation, "loss"), "o-", color="#c55a11", markersize=3, label="validation")
         axes[0, 0].legend(frameon=False)
     for group in dict.fromkeys(group for line in lines for group in line["lr"]):
@@ -39,6 +53,25 @@ def draw_curves(lines: Sequence[dict[str, Any]], validation: Sequence[dict[str, 
     return path
 
 
+def _deciles(axis: Axes, steps: npt.NDArray[np.float64], lines: Sequence[dict[str, Any]]) -> None:
+    """The unweighted loss by tenths of the timesteps, from the least noisy one (dark) on."""
+    for i, color in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, DECILES))):
+        values = np.array([line.get("loss_by_decile", UNKNOWN)[i] for line in lines], dtype=np.float64)
+        axis.plot(steps, smoothed(values), color=color, linewidth=1.2, label=f"{i}0%")
+    axis.set_title("loss by timesteps, not weighted", loc="left")
+    axis.set_yscale("log")
+    axis.legend(frameon=False, ncols=5, fontsize="x-small")
+
+
+def _shares(axis: Axes, intervals: Sequence[dict[str, Any]]) -> None:
+    """Where the time goes; what is missing to 1 is none of these."""
+    shares = [_column(intervals, f"{name}_share") for name in ACTIVITIES]
+    axis.stackplot(_column(intervals, "step"), shares, labels=[name.replace("_", " ") for name in ACTIVITIES])
+    axis.set_title("share of time", loc="left")
+    axis.set_ylim(0.0, 1.05)
+    axis.legend(frameon=False, ncols=2)
+
+
 def _curve(axis: Axes, title: str, steps: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> None:
     axis.plot(steps, values, color=LIGHT, linewidth=0.8)
     axis.plot(steps, smoothed(values), color=INK, linewidth=1.6)
@@ -46,10 +79,13 @@ def _curve(axis: Axes, title: str, steps: npt.NDArray[Any], values: npt.NDArray[
 
 
 def smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A centred moving average over 2% of the steps; at the ends over what there is of them."""
+    """A centred moving average over 2% of the steps, of those that are numbers; at the ends over what there is of
+    them, and NaN where there is none."""
     half = int(len(values) * SMOOTHING_SHARE / 2)
-    kernel = np.ones(2 * half + 1)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+    kernel, there = np.ones(2 * half + 1), np.isfinite(values)
+    count = np.convolve(there.astype(np.float64), kernel, "same")
+    total = np.convolve(np.where(there, values, 0.0), kernel, "same")
+    return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
 
 
 def _column(lines: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.monitor.files import append_lines
+from finetune.redact import redacted_tree
+
+EVENTS = "events.jsonl"
+"""Of a run's folder."""
 
 
 class EventLog:
@@ -14,5 +18,6 @@ class EventLog:
         self._path = path
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append an event with its time (UTC) and wait until it is on the disk."""
-        append_lines(self._path, [{"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **fields}])
+        """Append an event with its time (UTC) and without secrets, and wait until it is on the disk."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        append_lines(self._path, [{"time": time, "kind": kind, **redacted_tree(fields)}])

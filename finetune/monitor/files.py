@@ -31,3 +31,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def recipe_step(path: Path) -> int:
+    """The number of steps that were done when a kept recipe began to hold."""
+    return int(path.stem.removeprefix("step-"))

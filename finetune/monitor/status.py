@@ -15,6 +15,11 @@ from finetune.monitor.files import replace_text
 MISSED_HEARTBEATS = 12
 """A run that says it is running and has been silent for this many heartbeats is stale."""
 
+ALIVE = ("starting", "running", "paused")
+ENDED = ("finished", "preempted", "stopped", "failed")
+"""States; a run in one of the first that has fallen silent is stale."""
+HEALTHS = ("healthy", "paused", "stale", *ENDED)
+
 
 class StatusFile:
     """Keeps status.json fresh from a thread of its own, so a long step does not look like a death."""
@@ -68,19 +73,33 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The status of the run in a folder. Raises UserError where there is no run."""
+    """The status of the run in a folder.
+
+    Raises:
+        UserError: there is no run, or its status.json is none.
+        OSError: it cannot be read now.
+    """
     path = folder / "status.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run's folder (it has no status.json): give runs/NAME")
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is not a run's folder (it has no status.json): give runs/NAME") from error
+    try:
+        status: dict[str, Any] = json.loads(text)
+        health(status, time.time())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what a run has written: start the run again, which writes it anew") from error
     return status
 
 
 def health(status: dict[str, Any], now: float) -> str:
     """finished, preempted, stopped or failed as the run said; else healthy, paused while it waits for data, or stale
     where it has fallen silent."""
-    if status["state"] not in {"starting", "running", "paused"}:
-        return str(status["state"])
+    state = status["state"]
+    if state in ENDED:
+        return str(state)
+    if state not in ALIVE:
+        raise ValueError(f"{state!r} is no state of a run")
     if now - status["heartbeat"] > MISSED_HEARTBEATS * status["heartbeat_s"]:
         return "stale"
-    return "paused" if status["state"] == "paused" else "healthy"
+    return "paused" if state == "paused" else "healthy"

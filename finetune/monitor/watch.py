@@ -1,8 +1,10 @@
 """All that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar."""
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -15,24 +17,30 @@ from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
 from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
-from finetune.errors import Preempted, UserError
+from finetune.errors import Preempted, Stopped, UserError
 from finetune.flat import Changes, differences, flattened
 from finetune.health.slow import Slow
+from finetune.lifecycle.starts import starts_before
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
-from finetune.monitor.events import EventLog
-from finetune.monitor.files import read_lines, replace_text
+from finetune.monitor.events import EVENTS, EventLog
+from finetune.monitor.files import read_lines, recipe_step, replace_text
+from finetune.monitor.intervals import GROUPS, mean_deciles
 from finetune.monitor.ledger import Ledger
 from finetune.monitor.metrics import MetricsLog, Values
 from finetune.monitor.progress import ProgressBar
-from finetune.monitor.samples import save_grid
+from finetune.monitor.recipe import FILE_NAME as RECIPE
+from finetune.monitor.recipe import saved_recipe
+from finetune.monitor.samples.grid import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
+from finetune.monitor.trackers.tracker import Ended
 from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
-EVENTS = "events.jsonl"
-"""Of a run's folder."""
+LOGS = ("metrics", "intervals", "validation")
+IN_STATUS = ("images_per_s", "step_s_p50", "data_wait_share", "gpu_memory_peak_gib", "eta_s")
+"""Keys of the newest interval that status.json has too."""
 
 
 class Watch:
@@ -73,23 +81,35 @@ class Watch:
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / EVENTS)
         changes = self._save_recipe(recipe, done_steps)
-        self._metrics = MetricsLog(folder / "metrics.jsonl")
-        self._validation = MetricsLog(folder / "validation.jsonl")
+        self._metrics, self._intervals, self._validation = (MetricsLog(folder / f"{name}.jsonl") for name in LOGS)
+        self._unshown: list[Values] = []
+        """Lines of metrics.jsonl since the last flush."""
         self._ledger = Ledger(folder / "ledger")
         superseded = self._take_back(done_steps, looked=looked)
         self._notes = notes
         self._paused = False
-        self._skipped = len(journal.skips)
+        self._skipped, self._rollbacks = len(journal.skips), len(journal.jumps)
+        self._restarts = starts_before(folder)
+        self._checkpoint: tuple[float, float] | None = None
+        """When the last one was finished, in seconds since 1970, and how many it took."""
         self._slow: set[int] = set()
         for note in notes.glob("*.json"):  # of processes that were killed
             note.unlink()
         self.keep_journal(journal)
-        self._trackers = open_trackers(config, folder, name, recipe, done_steps, self._events)
+        self._trackers = open_trackers(
+            config,
+            folder,
+            name,
+            recipe,
+            done_steps=done_steps,
+            superseded_steps=superseded,
+            events=self._events,
+        )
         self._progress = ProgressBar(total_steps, done_steps)
         self._status = StatusFile(
             folder / "status.json",
             config.heartbeat_s,
-            self._outage,
+            self._heartbeat,
             step=done_steps,
             total_steps=total_steps,
             name=name,
@@ -113,14 +133,21 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        named = {type(None): "finished", Preempted: "preempted", KeyboardInterrupt: "stopped"}
+        named: dict[type, Ended] = {
+            type(None): "finished",
+            Preempted: "preempted",
+            Stopped: "stopped",
+            KeyboardInterrupt: "stopped",
+        }
         state = named.get(type(error), "failed")
         reason = {} if error is None else {"reason": redacted(str(error)) or type(error).__name__}
         self._status.update(**reason)
         self.event(state, **reason)
         self._status.close(state)  # before what may take long: who waits for the end may end this process
         self._progress.close()
-        self._trackers.close()
+        self._trackers.close(state)
+        for log in (self._metrics, self._intervals, self._validation):
+            log.close()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write down that something happened."""
@@ -131,17 +158,18 @@ class Watch:
         self._progress.say(text)
 
     def record(self, values: Values, micro_batches: list[MicroBatch]) -> None:
-        """Keep a step's values and draws until the next flush."""
+        """Write a step's values down, and keep its draws until the next flush."""
         self._step_times.append(values["step_s"])
         images_per_s = self._global_batch * len(self._step_times) / sum(self._step_times)
-        self._metrics.record({**values, "images_per_s": images_per_s})
+        self._unshown.append(self._metrics.record({**values, "images_per_s": images_per_s}))
         self._ledger.record(values["step"], micro_batches)
 
-    def flush(self, bad: Iterable[BadSample]) -> None:
-        """Write what was recorded since the last flush.
+    def flush(self, bad: Iterable[BadSample], figures: Values) -> None:
+        """Write and show what was recorded since the last flush; there have to be steps.
 
         Args:
             bad: draws of all ranks in that time whose sample could not be used.
+            figures: of the interval, as `combined` makes them, and `mfu`.
 
         Raises:
             UserError: more samples than the recipe allows could not be used.
@@ -154,28 +182,28 @@ class Watch:
                 self._bad[one.reason] += 1
                 self.event("bad sample", **one._asdict())
         self._ledger.flush()
-        lines = self._metrics.flush()
-        if not lines:
-            return
+        lines, self._unshown = self._unshown, []
         for line in lines:
             rates = {f"lr/{group}": rate for group, rate in line["lr"].items()}
             numbers = {k: float(v) for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self._trackers.log(line["step"], {**numbers, **rates})
-        self._show(lines[-1])
+        interval = self._intervals.record({"step": lines[-1]["step"], **figures, **self._so_far(lines[-1])})
+        self._track_interval(interval, mean_deciles(lines))
+        self._show(lines[-1], interval)
         self._judge(lines)
 
-    def grid(self, step: int, grid: Image.Image) -> None:
-        """Keep a grid of samples."""
-        save_grid(grid, self.folder / "samples", step)
-        self._trackers.image(step, "samples", grid)
+    def grid(self, step: int, size: str, grid: Image.Image) -> None:
+        """Keep the grid of a size of samples, as 512x768."""
+        save_grid(grid, self.folder / "samples", step, size)
+        self._trackers.image(step, f"samples/{size}", grid)
 
     def validated(self, step: int, values: Values) -> None:
         """Keep a validation's figures."""
         self._validation.record({"step": step, **values})
-        self._validation.flush()
         deciles = {f"validation/timesteps_{i}0%": loss for i, loss in enumerate(values["by_decile"])}
         aspects = {f"validation/{aspect}": loss for aspect, loss in values["by_aspect"].items()}
-        figures = {"validation/loss": values["loss"], **deciles, **aspects}
+        distance = {"validation/ema_distance": values["ema_distance"]}
+        figures = {"validation/loss": values["loss"], **deciles, **aspects, **distance}
         self._trackers.log(step, {name: loss for name, loss in figures.items() if loss is not None})
         self.say(f"validation after step {step:,}: loss {values['loss']:.5f} on {values['samples']} samples")
 
@@ -187,7 +215,8 @@ class Watch:
 
     def saved(self, step: int, checkpoint: Path, seconds: float) -> None:
         """Note a checkpoint, written in so many seconds beside the training."""
-        self._status.update(checkpoint=checkpoint.name)
+        self._checkpoint = time.time(), seconds
+        self._status.update(checkpoint=checkpoint.name, checkpoint_time=self._checkpoint[0])
         self.event("checkpoint", step=step, name=checkpoint.name, seconds=round(seconds, 3))
 
     def exported(self, step: int, path: Path, seconds: float, error: str | None) -> None:
@@ -205,10 +234,12 @@ class Watch:
     def rolled_back(self, step: int, to: int, reason: str) -> None:
         """Note that the weights are those after `step` steps again, and that the run goes on after step `to`; what was
         written of the steps in between is moved aside."""
+        self._rollbacks += 1
         superseded = self._take_back(step, looked=True)
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
-        self._trackers.alert("rolled back", reason)
+        self._trackers.rolled_back(step)
+        self._trackers.alert("rolled back", reason, "warn")
 
     def slow_ranks(self, step: int, found: list[Slow]) -> None:
         """Note which ranks hold up the others; nothing while they are the same ones."""
@@ -232,12 +263,13 @@ class Watch:
 
     def curves(self) -> Path:
         """Draw the whole run's curves."""
-        lines, validation = (read_lines(self.folder / f"{name}.jsonl") for name in ("metrics", "validation"))
-        return draw_curves(lines, validation, self.folder / "curves.png")
+        metrics, intervals, validation = (read_lines(self.folder / f"{name}.jsonl") for name in LOGS)
+        return draw_curves(metrics, intervals, validation, self.folder / "curves.png")
 
     def _take_back(self, step: int, *, looked: bool) -> int:
         """Take back what was written of the steps beyond `step`; how many metric lines that were."""
         superseded = self._metrics.supersede(step)
+        self._intervals.supersede(step)
         self._validation.supersede(step if looked else step - 1)
         self._ledger.supersede(step)
         return superseded
@@ -246,15 +278,18 @@ class Watch:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
         replace_text(self.folder / "journal.json", json.dumps(journal.to_plain(), indent=1))
 
-    def _outage(self) -> dict[str, Any]:
-        """What status.json says over its fields while processes wait for data; called with every heartbeat."""
+    def _heartbeat(self) -> dict[str, Any]:
+        """Make sure of what has been written; what status.json says over its fields while processes wait for data."""
+        with suppress(OSError):  # a full disk is told by the next line that is written
+            for log in (self._metrics, self._intervals, self._validation):
+                log.sync()
         notes = read_notes(self._notes)
         if bool(notes) != self._paused:
             self._paused = bool(notes)
             if notes:
                 self.event("data outage", **notes[0])
                 self.say(f"paused: {notes[0]['what']} cannot be read ({notes[0]['reason']}); the run waits for it")
-                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}")
+                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}", "warn")
             else:
                 self.event("data is back")
         return {"state": "paused", "outage": notes[0]} if notes else {}
@@ -262,14 +297,13 @@ class Watch:
     def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> Changes:
         """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
         last start, before and after, which is an event as well."""
-        path, changes = self.folder / "config.yaml", Changes()
-        if path.exists():
-            before, after = flattened(OmegaConf.to_container(OmegaConf.load(path))), flattened(recipe)
-            changes = differences(before, after)
+        before, changes = saved_recipe(self.folder), Changes()
+        if before:
+            changes = differences(before, flattened(recipe))
             if changes:
                 self.event("config changed", changes=changes)
         text = OmegaConf.to_yaml(OmegaConf.create(recipe))
-        replace_text(path, text)
+        replace_text(self.folder / RECIPE, text)
         folder = self.folder / "recipes"
         folder.mkdir(exist_ok=True)
         kept = [path for path in sorted(folder.glob("step-*.yaml")) if recipe_step(path) < done_steps]
@@ -279,12 +313,34 @@ class Watch:
             replace_text(folder / f"step-{done_steps:08d}.yaml", text)
         return changes
 
-    def _show(self, line: Values) -> None:
-        eta_s = (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"]
-        shown = {key: line[key] for key in ("step", "loss", "images_per_s", "epoch")}
-        self._status.update(eta_s=eta_s, bad_samples=self._bad.total(), excluded_draws=self._excluded, **shown)
+    def _so_far(self, line: Values) -> Values:
+        """What intervals.jsonl says of the whole run after the step of a line."""
+        finished, seconds = self._checkpoint or (None, None)
+        return {
+            "eta_s": (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"],
+            "epoch": line["epoch"],
+            "bad_samples": dict(self._bad.most_common()),
+            "checkpoint_age_s": None if finished is None else time.time() - finished,
+            "checkpoint_s": seconds,
+            "updates": line["updates"],
+            "skipped": self._skipped,
+            "rollbacks": self._rollbacks,
+            "restarts": self._restarts,
+        }
+
+    def _track_interval(self, interval: Values, deciles: list[float | None]) -> None:
+        numbers = {f"{group}/{key}": interval[key] for group, keys in GROUPS.items() for key in keys}
+        numbers |= {f"loss/timesteps_{i}0%": loss for i, loss in enumerate(deciles)}
+        numbers |= {f"buckets/{bucket}": samples for bucket, samples in interval["buckets"].items()}
+        numbers["data/bad_samples"] = self._bad.total()
+        there = {name: float(number) for name, number in numbers.items() if number is not None}
+        self._trackers.log(interval["step"], there)
+
+    def _show(self, line: Values, interval: Values) -> None:
+        shown = {key: line[key] for key in ("step", "loss", "epoch")} | {key: interval[key] for key in IN_STATUS}
+        self._status.update(bad_samples=self._bad.total(), excluded_draws=self._excluded, **shown)
         loss = float("nan") if line["loss"] is None else line["loss"]
-        self._progress.update(line["step"], loss, line["images_per_s"], eta_s)
+        self._progress.update(line["step"], loss, line["images_per_s"], interval["eta_s"])
 
     def _judge(self, lines: list[Values]) -> None:
         self._drawn += len(lines) * self._global_batch
@@ -294,8 +350,3 @@ class Watch:
                 f"{self._bad.total()} of {self._drawn} samples could not be used ({reasons}): they are listed in "
                 f"{self.folder / 'events.jsonl'}; mend the data or raise data.max_bad_share"
             )
-
-
-def recipe_step(path: Path) -> int:
-    """The number of steps that were done when a kept recipe began to hold."""
-    return int(path.stem.removeprefix("step-"))

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.checkpoint.manifest import MANIFEST, read_manifest
+from finetune.checkpoint.manifest import read_manifest
+from finetune.checkpoint.names import MANIFEST
 from finetune.checkpoint.store import Checkpoint
 from finetune.errors import UserError
 from finetune.flat import flattened

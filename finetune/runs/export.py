@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from finetune.checkpoint.export_config import DTYPES, TYPES, export_name
-from finetune.checkpoint.manifest import MANIFEST
+from finetune.checkpoint.names import MANIFEST
 from finetune.checkpoint.store import Checkpoint
 from finetune.checks import check_choice
 from finetune.config import Config

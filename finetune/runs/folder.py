@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, typed
 from finetune.errors import UserError
-from finetune.monitor.watch import recipe_step
+from finetune.monitor.files import recipe_step
 from finetune.recipes import explain
 
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")]

@@ -2,51 +2,135 @@
 
 import json
 import time
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from finetune.checkpoint.store import finished
-from finetune.monitor.files import read_lines
-from finetune.monitor.status import health, read_status
+from finetune.errors import UserError
 from finetune.runs.folder import AsJson, RunFolder
+from finetune.runs.view.curves import Curves, read_curves
+from finetune.runs.view.events import event_time, told, tone
+from finetune.runs.view.figures import KEYS, shown
+from finetune.runs.view.overview import Overview, overview
+from finetune.runs.view.words import about, sparkline
 
 EXIT_CODES = {"healthy": 0, "finished": 0, "stale": 3, "failed": 4, "stopped": 5, "paused": 6, "preempted": 7}
+COLOURS = {"healthy": "green", "finished": "green", "stale": "red", "failed": "red"}
+TONES = {"good": "green", "doubtful": "yellow", "bad": "red", "plain": "default"}
+REFRESH_S = 2.0
+SPARKS = 40
+EVENTS_SHOWN = 8
 
 
-def status(run: RunFolder, as_json: AsJson = False) -> None:
+def status(
+    run: RunFolder,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show how a run is, also after its death. Exit code: 0 healthy or finished, 3 stale, 4 failed, 5 stopped, 6 paused
     while data cannot be read, 7 preempted (asked to stop, and saved)."""
-    facts = read_status(run)
-    facts["health"] = health(facts, time.time())
-    facts["checkpoints"] = [path.name for path in finished(run / "checkpoints")]
-    if as_json:
-        print(json.dumps(facts, indent=1))
+    if watch and as_json:
+        raise UserError("--watch shows a table and --json prints once: give one of them")
+    look = overview(run)
+    if watch:
+        look = _watched(look)
+    elif as_json:
+        print(json.dumps(_plain(look), indent=1))
     else:
-        Console().print(_status_table(run, facts))
-    raise typer.Exit(EXIT_CODES[facts["health"]])
+        Console().print(_screen(look))
+    raise typer.Exit(EXIT_CODES[look.health])
 
 
-def _status_table(run: Path, facts: dict[str, object]) -> Table:
-    lines = read_lines(run / "metrics.jsonl")
-    last = lines[-1] if lines else {}
-    table = Table(title=f"{facts['name']}: {facts['health']}", show_header=False, title_justify="left")
-    table.add_row("step", f"{facts['step']:,} of {facts['total_steps']:,}")
-    for name, form in (("epoch", ".3f"), ("loss", ".5f"), ("grad_norm", ".4f"), ("images_per_s", ".1f")):
-        if last.get(name) is not None:  # null where it was not finite
-            table.add_row(name, format(last[name], form))
-    if "eta_s" in facts:
-        table.add_row("ETA", str(timedelta(seconds=round(float(str(facts["eta_s"]))))))
-    if "outage" in facts:
-        outage = facts["outage"]
-        table.add_row("waits for", f"{outage['what']}: {outage['reason']}")  # type: ignore[index]
-    if "reason" in facts:
-        table.add_row("reason", escape(str(facts["reason"])))
-    table.add_row("heartbeat", f"{time.time() - float(str(facts['heartbeat'])):.0f} s ago")
-    table.add_row("checkpoints", ", ".join(facts["checkpoints"]) or "none yet")  # type: ignore[arg-type]
-    table.add_row("machine", f"{facts['host']}, pid {facts['pid']}")
-    return table
+def _watched(look: Overview) -> Overview:
+    """Show a run until Ctrl-C; how it was then."""
+    with Live(_screen(look), auto_refresh=False, screen=True) as live:
+        try:
+            while True:
+                time.sleep(REFRESH_S)
+                look = overview(look.folder)
+                live.update(_screen(look), refresh=True)
+        except KeyboardInterrupt:
+            return look
+
+
+def _plain(look: Overview) -> dict[str, Any]:
+    """Everything as plain values: the fields of status.json, and what the other files say."""
+    values = look.values
+    return {
+        **look.status,
+        "health": look.health,
+        "heartbeat_age_s": look.heartbeat_age_s,
+        "figures": {key: values[key] for key in KEYS if key in values},
+        "metrics": look.metrics,
+        "interval": look.interval,
+        "validation": look.validation,
+        "curves": {name: [point._asdict() for point in points] for name, points in read_curves(look.folder).items()},
+        "events": look.events,
+        "checkpoints": [checkpoint.name for checkpoint in look.checkpoints],
+    }
+
+
+def _screen(look: Overview) -> Group:
+    return Group(*_head(look), Text(), _figures(look), *_curves(read_curves(look.folder)), *_events(look), _foot(look))
+
+
+def _head(look: Overview) -> Iterator[RenderableType]:
+    colour = COLOURS.get(look.health, "yellow")
+    yield Text.assemble((look.name, "bold"), "  ", (f" {look.health} ", f"bold reverse {colour}"), f"  {look.sentence}")
+    total = look.total_steps
+    yield Text(f"step {look.step:,} of {total:,}" if total else f"step {look.step:,}")
+    if total:
+        yield ProgressBar(total, look.step, width=SPARKS + 30, complete_style=colour, finished_style=colour)
+
+
+def _figures(look: Overview) -> Table:
+    """The groups of figures, two beside each other."""
+    tables = []
+    for group, figures in shown(look.values).items():
+        table = Table(box=None, show_header=False, title=group, title_justify="left", title_style="bold")
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in figures.items():
+            table.add_row(label, Text(text))
+        tables.append(table)
+    grid = Table.grid(padding=(0, 3, 1, 0))
+    for i in range(0, len(tables), 2):
+        grid.add_row(*tables[i : i + 2])
+    return grid
+
+
+def _curves(curves: Curves) -> Iterator[RenderableType]:
+    table = Table(box=None, show_header=False)
+    for name, points in curves.items():
+        means = [point.mean for point in points]
+        ends = f"{means[0]:.4g} → {means[-1]:.4g}"
+        table.add_row(Text(name.replace("_", " "), "dim"), Text(sparkline(means, SPARKS), "cyan"), ends)
+    if curves:
+        yield table
+
+
+def _events(look: Overview) -> Iterator[RenderableType]:
+    table = Table(box=None, show_header=False, title="events", title_justify="left", title_style="bold", expand=True)
+    table.add_column(style="dim", justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
+    for event in look.events[:EVENTS_SHOWN]:
+        happened = event_time(event)
+        ago = f"{about(look.now - happened)} ago" if happened else ""
+        table.add_row(ago, Text(str(event.get("kind")), TONES[tone(event)]), Text(told(event)))
+    if look.events:
+        yield Text()
+        yield table
+
+
+def _foot(look: Overview) -> Text:
+    names = [checkpoint.name for checkpoint in look.checkpoints]
+    kept = f"{len(names)} checkpoints, the newest {names[-1]}" if names else "no checkpoint yet"
+    where = f"{look.status.get('host', 'unknown machine')}, pid {look.status.get('pid', 'unknown')}"
+    return Text(f"\n{kept}\n{where}, heartbeat {about(look.heartbeat_age_s)} ago", "dim")

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from finetune.checkpoint.manifest import MANIFEST, read_manifest
-from finetune.checkpoint.store import finished
+from finetune.checkpoint.manifest import read_manifest
+from finetune.checkpoint.names import MANIFEST, finished
 from finetune.errors import UserError
 from finetune.runs.checkpoints import CHECKPOINTS
 from finetune.runs.folder import AsJson, RunFolder

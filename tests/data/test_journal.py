@@ -14,6 +14,7 @@ from finetune.data.journal import (
     Journal,
     Jump,
     Quarantine,
+    Setting,
     Skip,
     SourceState,
     check_growth,
@@ -27,7 +28,7 @@ FIRST = Edition(0, {"main": STATE})
 def test_it_survives_json() -> None:
     journal = Journal((FIRST, Edition(3, {"main": SourceState("abd", 4, "e1", "kept")})), (Exclusion(7, (1, 2**60)),))
     journal = journal.with_skip(Skip(8, "loss is nan")).with_skip(Skip(9, "loss is nan")).with_jump(Jump(5, 20, 8))
-    journal = journal.with_quarantine(Quarantine(21, (3, 2**60)))
+    journal = journal.with_quarantine(Quarantine(21, (3, 2**60))).with_setting(Setting(22, "optim.lr", 1e-6))
     assert Journal.from_plain(json.loads(json.dumps(journal.to_plain()))) == journal
 
 
@@ -46,6 +47,12 @@ def test_an_exclusion_that_changes_nothing_is_not_written() -> None:
     journal = Journal((FIRST,)).with_exclusion(Exclusion(3, (1, 2)))
     assert journal.with_exclusion(Exclusion(9, (2, 1))) == journal
     assert Journal((FIRST,)).with_exclusion(Exclusion(3, ())) == Journal((FIRST,))
+
+
+def test_what_is_set_earlier_takes_the_place_of_what_would_have_come_later() -> None:
+    journal = Journal((FIRST,)).with_setting(Setting(3, "a", 1)).with_setting(Setting(9, "a", 2))
+    journal = journal.with_setting(Setting(9, "b", 3)).with_setting(Setting(5, "a", 4))
+    assert journal.settings == (Setting(3, "a", 1), Setting(9, "b", 3), Setting(5, "a", 4))
 
 
 @given(st.permutations(["excluded", "excluded otherwise", "quarantined", "quarantined too"]))

@@ -86,11 +86,13 @@ def test_the_adaptive_strength_grows_with_the_channel_s_mean() -> None:
 
 def test_the_loss_is_the_weighted_mean_of_squared_errors() -> None:
     prediction = NOISE + STEPS
-    plain = objective(weighting="constant").loss(prediction, NOISE, TIMESTEPS, WHOLE, ONES)
+    plain = objective(weighting="constant").loss(prediction, NOISE, TIMESTEPS, WHOLE, ONES).weighted
     assert plain.item() == pytest.approx(55 / 6, rel=1e-5)
     weighted = objective()
     expected = (weighted.weight[TIMESTEPS] * torch.arange(6) ** 2).mean()
-    assert weighted.loss(prediction, NOISE, TIMESTEPS, WHOLE, ONES).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert weighted.loss(prediction, NOISE, TIMESTEPS, WHOLE, ONES).weighted.item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
 
 
 def test_errors_are_those_of_every_sample_without_weights() -> None:
@@ -116,7 +118,7 @@ def test_a_mask_counts_what_it_leaves_and_is_normalised() -> None:
     zero = torch.zeros_like(difference)
     # (4 + 1)/2, 4 whatever its weight, (4 + 0.5)/2
     assert ours.errors(difference, zero, times, mask).tolist() == pytest.approx([2.5, 4.0, 2.25], rel=1e-6)
-    loss = ours.loss(difference, zero, times, mask, torch.tensor([1.0, 2.0, 1.0]))
+    loss = ours.loss(difference, zero, times, mask, torch.tensor([1.0, 2.0, 1.0])).weighted
     assert loss.item() == pytest.approx((2.5 + 8.0 + 2.25) / 3, rel=1e-6)
 
 
@@ -130,7 +132,7 @@ def test_an_empty_mask_costs_nothing_and_teaches_nothing() -> None:
     prediction = NOISE.clone().requires_grad_()
     mask = torch.zeros(6, 1, 5, 7)
     mask[1:] = 1.0
-    loss = objective(weighting="constant").loss(prediction, LATENTS, TIMESTEPS, mask, ONES)
+    loss = objective(weighting="constant").loss(prediction, LATENTS, TIMESTEPS, mask, ONES).weighted
     (gradient,) = torch.autograd.grad(loss * 65536.0, prediction)  # as scaled in fp16
     assert torch.isfinite(gradient).all()
     assert (gradient[0] == 0.0).all()
@@ -140,12 +142,12 @@ def test_an_empty_mask_costs_nothing_and_teaches_nothing() -> None:
 def test_a_sample_s_weight_is_a_factor_of_its_loss() -> None:
     weights = torch.tensor([1.0, 1.0, 0.5, 0.0, 2.0, 1.0])
     expected = (weights * torch.arange(6) ** 2).mean().item()
-    loss = objective(weighting="constant").loss(NOISE + STEPS, NOISE, TIMESTEPS, WHOLE, weights)
+    loss = objective(weighting="constant").loss(NOISE + STEPS, NOISE, TIMESTEPS, WHOLE, weights).weighted
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_is_computed_in_fp32_whatever_comes_in() -> None:
-    loss = objective().loss(NOISE.bfloat16(), LATENTS.bfloat16(), TIMESTEPS, WHOLE, ONES)
+    loss = objective().loss(NOISE.bfloat16(), LATENTS.bfloat16(), TIMESTEPS, WHOLE, ONES).weighted
     assert loss.dtype == torch.float32
 
 
@@ -176,6 +178,6 @@ def test_the_same_prediction_of_x0_costs_the_same_however_it_is_put(weighting: s
         implied = (ours.add_noise(LATENTS, NOISE, TIMESTEPS) - signal * predicted) / noise
         put = {"x0": predicted, "epsilon": implied, "v": signal * implied - noise * predicted}[prediction]
         target = ours.target(LATENTS, NOISE, TIMESTEPS)
-        costs[prediction] = ours.loss(put, target, TIMESTEPS, WHOLE, ONES).item()
+        costs[prediction] = ours.loss(put, target, TIMESTEPS, WHOLE, ONES).weighted.item()
     assert costs["epsilon"] == pytest.approx(costs["x0"], rel=1e-4)
     assert costs["v"] == pytest.approx(costs["x0"], rel=1e-4)

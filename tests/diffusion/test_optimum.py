@@ -78,7 +78,7 @@ def expected_loss(objective: Objective, times: tuple[int, ...]) -> Loss:
             z = objective.model_input(latents, noise, perturbation, timesteps)
             target = objective.target(latents, noise, timesteps)
             whole = torch.ones(len(weights), 1, 1, 1)
-            total = total + objective.loss(line[0] * z + line[1], target, timesteps, whole, weights)
+            total = total + objective.loss(line[0] * z + line[1], target, timesteps, whole, weights).weighted
         return total
 
     return loss
@@ -131,7 +131,7 @@ def test_every_loss_is_least_at_the_optimal_predictor(loss: str, prediction: str
 
     def cost(line: Tensor) -> Tensor:
         whole = torch.ones(len(weights), 1, 1, 1)
-        return objective.loss(line[0] * z + line[1], target, timesteps, whole, weights)
+        return objective.loss(line[0] * z + line[1], target, timesteps, whole, weights).weighted
 
     optimum = torch.tensor(best(prediction, t))
     scale = objective.weight[t].item() * target.abs().mean().item()

@@ -93,7 +93,7 @@ def test_all_shards_unreadable_for_a_while(scene: Scene, whole: Path, tmp_path: 
 @pytest.mark.faults
 def test_tracker_raises(scene: Scene, whole: Path) -> None:
     """A tracker that fails is switched off, and training goes on."""
-    raises: Fault = {"what": "RuntimeError", "call": "finetune.monitor.trackers:TensorBoardTracker.log"}
+    raises: Fault = {"what": "RuntimeError", "call": "finetune.monitor.trackers.tensorboard:TensorBoardTracker.log"}
     assert_same(scene.finish("monitor.tensorboard=true", faults=[raises]), whole)
     (event,) = scene.events("tracker failed")
     assert event["tracker"] == "tensorboard"

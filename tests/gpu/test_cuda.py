@@ -84,7 +84,7 @@ class Run:
         )
 
     def backward(self) -> float:
-        loss = self.step.loss(self.batch)
+        loss = self.step.loss(self.batch).weighted
         self.distributed.backward(loss, last=True)
         return loss.item()
 
@@ -160,7 +160,7 @@ def test_a_step_that_is_left_out_leaves_no_trace_on_cuda(tiny_model: Path, strat
     run = Run(tiny_model, Setting(optimizer="adamw", ema=EmaConfig(decay=0.9), strategy=strategy))
     run.losses(2)
     state = run.distributed.state()
-    run.distributed.backward(run.step.loss(run.batch) * spoiled, last=True)
+    run.distributed.backward(run.step.loss(run.batch).weighted * spoiled, last=True)
     assert not torch.isfinite(run.distributed.gradient_norm())
     run.distributed.skip()
     assert_same_state(state, run.distributed.state())
@@ -174,7 +174,7 @@ def test_an_overflow_halves_the_scale_and_nothing_else_on_cuda(tiny_model: Path)
     run = Run(tiny_model, Setting(precision="fp16", optimizer="adamw"))
     run.losses(2)
     before, scale = run.weights(), run.distributed.state()["loss_scale"]["factor"]
-    run.distributed.backward(run.step.loss(run.batch) * float("inf"), last=True)
+    run.distributed.backward(run.step.loss(run.batch).weighted * float("inf"), last=True)
     run.distributed.step([1e-3] * len(run.groups))
     assert run.distributed.state()["loss_scale"]["factor"] == scale / 2
     assert all(torch.equal(weight, before[name]) for name, weight in run.weights().items())

@@ -16,7 +16,7 @@ def start(shards: Path, runs: Path, model: Path, *overrides: str) -> subprocess.
     command = [sys.executable, "-m", "finetune", "conf=demo", f"data.shards={shards}", f"run.folder={runs}"]
     sizes = ["data.buckets.step_px=32", "data.buckets.resolution_px=64", "data.buckets.max_side_px=96"]
     batch = ["train.micro_batch=4", "train.global_batch=8", "phases=[{until: 2 steps}]", "strategy.threads=1"]
-    watch = ["monitor.samples.width_px=64", "monitor.samples.height_px=64", "monitor.samples.steps=1"]
+    watch = ["monitor.samples.sizes_px=[[64,64]]", "monitor.samples.steps=1"]
     more = [f"model.path={model}", *sizes, *batch, *watch, *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *more], capture_output=True, text=True, check=False, env=environment, timeout=240)

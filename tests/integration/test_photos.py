@@ -57,7 +57,7 @@ def launch(photos: Path, runs: Path, *more: str, count: int = 2) -> subprocess.P
             f"checkpoint.every_steps={EVERY}",
             f"monitor.samples.every_steps={STEPS}",
         ),
-        *("monitor.samples.width_px=64", "monitor.samples.height_px=64", "monitor.samples.steps=3"),
+        *("monitor.samples.sizes_px=[[64,64]]", "monitor.samples.steps=3"),
         *more,
     ]
     return processes.launch(runs / "log", *arguments, processes=count)

@@ -3,24 +3,29 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finetune.data.journal import EXCLUDED, Edition, Journal, Skip, SourceState
-from finetune.data.preparer import BadSample
+from finetune.data.loader import LatentShape
+from finetune.data.preparer import BadSample, Facts
 from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
+from finetune.monitor.intervals import Interval, combined
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.status import health, read_status
 from finetune.monitor.watch import Watch
+from finetune.step import trial_batch
 from tests.helpers import draws_of
 
 BATCH = 4
+FACTS = [Facts(tokens, 3, 1, False, None) for tokens in (0, 5, 5, 10)]
 JOURNAL = Journal((Edition(0, {"shards": SourceState("abc", 2, None, None)}),))
 
 
@@ -48,14 +53,25 @@ def record(watch: Watch, step: int, loss: float = 0.5) -> None:
     samples = np.arange(BATCH, dtype=np.uint64) + np.uint64(step * BATCH)
     draws = [draws_of(samples)]
     values = {"step": step, "epoch": 0.1, "loss": loss, "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
+    values |= {"updates": step, "grad_norm": 1.0, "loss_by_decile": [None, *[float(step)] * 9]}
     watch.record(values, draws)
+
+
+def flush(watch: Watch, bad: Sequence[BadSample] = (), **figures: Any) -> None:
+    interval = Interval()
+    interval.take(
+        trial_batch(np.zeros((BATCH, 1, 1, 77), dtype=np.int64), 64, 32, LatentShape(4, 8))._replace(facts=FACTS)
+    )
+    interval.step(0.5, 0.1, 0.4)
+    interval.end(None)
+    watch.flush(bad, combined([interval]) | {"mfu": None} | figures)
 
 
 def test_speed_is_images_over_time(tmp_path: Path) -> None:
     with open_watch(tmp_path) as watch:
         for step in (1, 2, 3):
             record(watch, step)
-        watch.flush([])
+        flush(watch)
     assert {line["images_per_s"] for line in read_lines(tmp_path / "metrics.jsonl")} == {BATCH / 0.5}
     status = read_status(tmp_path)
     assert (status["state"], status["step"], status["eta_s"]) == ("finished", 3, 17 * 0.5)
@@ -65,11 +81,11 @@ def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> 
     with open_watch(tmp_path) as watch:
         for step in range(1, 9):
             record(watch, step)
-        watch.flush([])
+        flush(watch)
     with open_watch(tmp_path, done_steps=5) as watch:
         for step in range(6, 11):
             record(watch, step)
-        watch.flush([])
+        flush(watch)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 11))
     assert read_ledger(tmp_path / "ledger")["sample"].to_pylist() == list(range(4, 44))
     events = read_lines(tmp_path / "events.jsonl")
@@ -102,7 +118,7 @@ def test_a_few_bad_samples_are_written_down(tmp_path: Path) -> None:
     with open_watch(tmp_path) as watch:
         for step in (1, 2):
             record(watch, step)
-        watch.flush([bad(2, 1)])
+        flush(watch, [bad(2, 1)])
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "bad sample"]
     assert (event["key"], event["reason"], event["substitute"]) == ("key", "broken", 999)
     row = read_ledger(tmp_path / "ledger").to_pylist()[5]
@@ -115,7 +131,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     def run() -> None:
         with open_watch(tmp_path) as watch:
             record(watch, 1)
-            watch.flush([bad(1, 0), bad(1, 1), bad(1, 2)])
+            flush(watch, [bad(1, 0), bad(1, 1), bad(1, 2)])
 
     with pytest.raises(UserError, match=r"3 of 4 samples could not be used \(3× broken\)"):
         run()
@@ -127,7 +143,7 @@ def test_a_bad_step_is_an_event_with_its_samples_and_stops_nothing(tmp_path: Pat
         record(watch, 1)
         watch.skipped(2, "loss is nan", ["one", "two"])
         record(watch, 2, math.nan)
-        watch.flush([])
+        flush(watch)
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "skipped"]
     assert (event["step"], event["reason"], event["keys"]) == (2, "loss is nan", ["one", "two"])
     assert [line["loss"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0.5, None]
@@ -139,10 +155,10 @@ def test_a_rollback_moves_what_it_undoes_aside(tmp_path: Path) -> None:
     with open_watch(tmp_path) as watch:
         for step in range(1, 7):
             record(watch, step)
-        watch.flush([])
+        flush(watch)
         watch.rolled_back(3, 8, "six bad steps")
         record(watch, 9)
-        watch.flush([])
+        flush(watch)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 9]
     aside = read_lines(tmp_path / "metrics.superseded.jsonl")
     assert [line["step"] for line in aside] == [4, 5, 6]
@@ -151,7 +167,7 @@ def test_a_rollback_moves_what_it_undoes_aside(tmp_path: Path) -> None:
     assert (event["step"], event["to"], event["superseded_steps"]) == (3, 8, 3)
 
 
-VALIDATED = {"loss": 0.5, "by_decile": [None] * 10, "by_aspect": {}, "samples": 4}
+VALIDATED = {"loss": 0.5, "by_decile": [None] * 10, "by_aspect": {}, "samples": 4, "ema_distance": None}
 
 
 @pytest.mark.parametrize("looked", [True, False])
@@ -203,10 +219,8 @@ def test_leaving_by_hand_is_a_state_of_its_own(tmp_path: Path) -> None:
 def test_curves_are_drawn_of_all_steps(tmp_path: Path) -> None:
     with open_watch(tmp_path) as watch:
         for step in range(1, 4):
-            watch._metrics.record(
-                {"step": step, "loss": 1.0 / step, "grad_norm": 1.0, "lr": {"unet": 0.1}, "images_per_s": 3.0}
-            )
-        watch._metrics.flush()
+            record(watch, step)
+        flush(watch)
         path = watch.curves()
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -235,7 +249,7 @@ def test_exclusions_are_counted_apart_from_bad_samples(tmp_path: Path) -> None:
     with open_watch(tmp_path, max_bad_share=0.0) as watch:
         for step in range(1, 4):
             record(watch, step)
-        watch.flush([BadSample(step, 0, step * BATCH, "key", "shard", EXCLUDED, 999) for step in (1, 2, 3)])
+        flush(watch, [BadSample(step, 0, step * BATCH, "key", "shard", EXCLUDED, 999) for step in (1, 2, 3)])
     status = read_status(tmp_path)
     assert (status["bad_samples"], status["excluded_draws"]) == (0, 3)
     assert read_ledger(tmp_path / "ledger")["sample"].to_pylist().count(999) == 3

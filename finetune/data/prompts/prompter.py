@@ -12,14 +12,16 @@ from finetune.data.prompts.captions import CaptionPolicy
 from finetune.data.prompts.choices import Choice
 from finetune.data.prompts.config import FILEWORDS, FOLDER, NAME, CaptionsConfig
 from finetune.data.prompts.forms import EMPTIED, FORMS, MISSING, effective_mix
-from finetune.data.prompts.length import Parts, TokenLimit, fit
+from finetune.data.prompts.length import CAPTION_TOO_LONG, TOO_LONG, Parts, TokenLimit, fit
 from finetune.data.prompts.patterns import Patterns
-from finetune.data.prompts.tags import Gone, Stored, TagPolicy, tags_of
+from finetune.data.prompts.tags import IN_TEMPLATE, REMOVED, TWICE, Gone, Stored, TagPolicy, tags_of
 from finetune.data.prompts.vocabulary import Tag
 from finetune.data.prompts.writing import clean, resolve_wildcards
 from finetune.errors import UserError
 
 SENTENCE_ENDS = (".", "!", "?", "。")
+NOT_DROPPED = {TWICE, REMOVED, IN_TEMPLATE, CAPTION_TOO_LONG}
+"""Reasons why something is not in a prompt that do not make it a dropped tag."""
 
 
 class Prompt(NamedTuple):
@@ -32,6 +34,16 @@ class Prompt(NamedTuple):
     """The tags in it, in order."""
     tokens: int
     gone: tuple[Gone, ...]
+
+    @property
+    def dropped(self) -> int:
+        """How many of the tags that the prompt could have had it has not, whatever the reason."""
+        return sum(one.reason not in NOT_DROPPED for one in self.gone)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tags or words are left out because the prompt would be too long."""
+        return any(one.reason in (TOO_LONG, CAPTION_TOO_LONG) for one in self.gone)
 
 
 class Policy(NamedTuple):

@@ -22,8 +22,8 @@ class Gone(NamedTuple):
     reason: str
 
 
-TWICE = "twice"
-"""Why a tag goes that is there already."""
+TWICE, REMOVED, IN_TEMPLATE = "twice", "removed", "in the template"
+"""Why a tag goes before any draw: it is there already, the recipe removes it, or the prompt has it elsewhere."""
 MARK = Tag("", "", 0, 0.0, 0.0, "", True, False, True, {}, None)
 """Stands between tags where the recipe's marker does."""
 
@@ -131,9 +131,9 @@ class TagPolicy:
         kept = []
         for tag in tags:
             if not tag.usable:
-                gone += [Gone(tag.text, "removed")] if tag.text else []
+                gone += [Gone(tag.text, REMOVED)] if tag.text else []
             elif tag.name == said and tag is not MARK:
-                gone.append(Gone(tag.text, "in the template"))
+                gone.append(Gone(tag.text, IN_TEMPLATE))
             elif tag.name in seen and self._config.unique and tag is not MARK:
                 gone.append(Gone(tag.text, TWICE))
             else:

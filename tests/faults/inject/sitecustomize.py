@@ -98,7 +98,7 @@ def patch_step(module: ModuleType) -> None:
         value = original(self, batch)
         for fault in faults:
             if fault["what"] == "nan":
-                value = value * float("nan")
+                value = value._replace(weighted=value.weighted * float("nan"))
             elif fault["what"] == "inf gradient":
                 spoil(next(p for p in self._trainee.parameters() if p.requires_grad))
         Place.micro_batch += 1

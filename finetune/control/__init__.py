@@ -1,0 +1,1 @@
+"""Asking something of a run that goes on."""

@@ -1,0 +1,1 @@
+"""Samples: fixed prompts and seeds, sampled with the schedule and the text encoding that are being trained."""

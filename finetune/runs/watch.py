@@ -1,0 +1,38 @@
+"""Telling somebody how a run goes, also when it can't any more."""
+
+import logging
+import os
+from typing import Annotated
+
+import typer
+
+from finetune.errors import UserError
+from finetune.monitor.alerts.config import AlertsConfig
+from finetune.monitor.alerts.places import places
+from finetune.monitor.alerts.watcher import ADDRESSES
+from finetune.monitor.alerts.watcher import watch as watch_run
+from finetune.runs.folder import RunFolder
+
+DEFAULTS = AlertsConfig()
+LOWEST_PRIORITY = 19
+
+
+def watch(
+    run: RunFolder,
+    to: Annotated[list[str], typer.Option(help=f"Apprise URL; else those in {ADDRESSES}, which hides them.")] = [],  # noqa: B006
+    mute: Annotated[list[str], typer.Option(help="A kind of alerts that is not sent.")] = [],  # noqa: B006
+    again_after_s: Annotated[float, typer.Option(help="What goes on is told again then.")] = DEFAULTS.again_after_s,
+    per_hour: Annotated[int, typer.Option(help="At most so many alerts an hour.")] = DEFAULTS.per_hour,
+    pid: Annotated[
+        int | None, typer.Option(help="Watch only this process's start, as every start does itself.")
+    ] = None,
+) -> None:
+    """Send alerts of a run until it is finished, from any machine that sees its folder. While another watcher of the
+    run lives, this one waits, and takes over when that one is gone."""
+    config = AlertsConfig(to or os.environ.get(ADDRESSES, "").split(), mute, again_after_s, per_hour)
+    logging.getLogger().addHandler(logging.NullHandler())  # messages of libraries that send hold addresses
+    to_places = places(config.to)
+    if not to_places:
+        raise UserError(f"nobody is told: give an Apprise URL with --to, or several in {ADDRESSES}")
+    os.nice(LOWEST_PRIORITY)
+    watch_run(run, to_places, config, pid)

@@ -1,0 +1,1 @@
+"""Runs over HTTP, from their files alone: a page for a phone, a probe, and figures for Prometheus."""
