@@ -2,8 +2,9 @@
 
 import ast
 import json
-import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,15 +76,48 @@ class Fetched(HTMLParser):
             self.found += [value for name in ("src", "href", "srcset", "data") if (value := given.get(name))]
 
 
+def build(project: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a project in a folder, so that whatever is not right ends it (--quiet would not)."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built so that whatever is not right ends it."""
+    """The site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    done = build(ROOT, folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_a_link_that_leads_nowhere_ends_the_build_of_the_site(tmp_path: Path) -> None:
+    for name in ("mkdocs.yml", "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    broken = ("gone.md", "data.md#gone", "../launch/gone.yaml", "gone.png")
+    (tmp_path / "docs/models.md").write_text("".join(f"![x]({link})\n" for link in broken), encoding="utf-8")
+    (tmp_path / "docs/omitted.md").touch()
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    assert not [link for link in (*broken, "omitted.md") if link not in done.stderr], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("link", "there"),
+    [
+        ("[phases](phases.md#validation)", "[phases](phases.md#validation)"),
+        ("[the batch file](../launch/slurm.sbatch)", "the batch file (`launch/slurm.sbatch`)"),
+        ("[launch/slurm.sbatch](../launch/slurm.sbatch)", "`launch/slurm.sbatch`"),
+        ("[changes](../CHANGELOG.md)", "[changes](changes.md)"),
+        ("![weights](weights.png)", "![weights](weights.png)"),
+        ("[gone](../launch/gone.yaml)", "[gone](../launch/gone.yaml)"),
+        ("[arXiv](https://arxiv.org/abs/2305.08891)", "[arXiv](https://arxiv.org/abs/2305.08891)"),
+    ],
+)
+def test_links_of_pages_as_the_site_has_them(link: str, there: str) -> None:
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    assert hooks["LINK"].sub(lambda found: hooks["site_link"](found, DOCS), link) == there
 
 
 def test_the_site_has_every_page_and_its_search(site: Path) -> None:
