@@ -21,6 +21,8 @@ from finetune.health.stalls import untold
 from finetune.health.watchdog import Watchdog
 from finetune.lifecycle.lock import RunLock, locked
 from finetune.lifecycle.starts import Start, started
+from finetune.monitor.alerts.places import places
+from finetune.monitor.alerts.watcher import watched
 from finetune.monitor.events import EVENTS, EventLog
 from finetune.monitor.watch import Watch
 from finetune.parts import Parts
@@ -65,6 +67,7 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
         UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
     """
     folder, health = config.run_folder, config.health
+    on_main(distributed, lambda: bool(places(config.monitor.alerts.to)))  # or a wrong one is told after the model
     with locked(folder, distributed, say) as lock:
         store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
         events = EventLog(folder / EVENTS)
@@ -92,8 +95,9 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
         ):
             pulse.at(checkpoint.step if checkpoint else 0, "starting")
             parts = Parts(config, distributed, checkpoint)
-            store.check_room(sum(distributed.gather(parts.state_bytes)))
-            with open_watch(parts) if distributed.is_main else nullcontext() as watch:
+            checkpoint_bytes = sum(distributed.gather(parts.state_bytes))
+            store.check_room(checkpoint_bytes)
+            with open_watch(parts, checkpoint_bytes) if distributed.is_main else nullcontext() as watch:
                 yield Opening(parts, store, report, lock, start, pulse, watch)
 
 
@@ -115,8 +119,19 @@ def tell(events: EventLog, kind: str, sentence: str) -> None:
     say(f"{kind}: {sentence}")
 
 
-def open_watch(parts: Parts) -> Watch:
-    """What watches a run, told of what is to be known when it begins or goes on."""
+@contextmanager
+def open_watch(parts: Parts, checkpoint_bytes: int) -> Iterator[Watch]:
+    """Within it a run is watched, told of what is to be known when it begins or goes on."""
+    with watched(parts.config.run_folder, parts.config.monitor.alerts), new_watch(parts, checkpoint_bytes) as watch:
+        yield watch
+
+
+def new_watch(parts: Parts, checkpoint_bytes: int) -> Watch:
+    """What watches a run, told of what is to be known when it begins or goes on.
+
+    Args:
+        checkpoint_bytes: room that a checkpoint takes.
+    """
     config, feed, done = parts.config, parts.feed, parts.done
     watch = Watch(
         config.run_folder,
@@ -129,11 +144,12 @@ def open_watch(parts: Parts) -> Watch:
         total_steps=parts.total_steps,
         global_batch=config.train.global_batch,
         max_bad_share=config.data.max_bad_share,
+        checkpoint_bytes=checkpoint_bytes,
         looked=parts.looked,
     )
     for facts in untold(config.run_folder / STALLS):
         watch.event("stalled rank", **facts)
-    watch.phase(done, parts.phases.number(done), parts.phases.at(done).facts)
+    watch.phase(done, parts.phases.number(done), parts.phases.at(done).facts, changed=False)
     for source, forms in feed.forms(feed.plan.epoch_of_step(done)).items():
         watch.event("prompts", source=source, **forms)
         watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))

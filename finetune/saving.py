@@ -70,7 +70,7 @@ class Saving:
         return checkpoint
 
     def written(self) -> Checkpoint | None:
-        """Wait for the last save; the newest checkpoint of this start. Raises what has become of it, once it is told."""
+        """Wait for the last save; the newest checkpoint of this start. Raises what became of it, once it is told."""
         try:
             return self.store.wait()
         except (OSError, UserError) as error:

@@ -189,7 +189,7 @@ class Run:
             self.parts.build(phase)
             self.distributed.load_state(*checkpoint.ranks)
         if self.watch and step == self.parts.phases.span(number).start:
-            self.watch.phase(step, number, phase.facts)
+            self.watch.phase(step, number, phase.facts, changed=True)
 
     def metrics(self, step: int, loss: float, grad_norm: float, rates: dict[str, float]) -> Values:
         """The line of metrics.jsonl of a step counted from 0, but for its times."""

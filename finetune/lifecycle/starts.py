@@ -120,6 +120,11 @@ def starts_before(folder: Path) -> int:
     return max(0, len([row for row in read_lines(folder / FILE_NAME) if row["kind"] == "began"]) - 1)
 
 
+def end_before(folder: Path) -> str | None:
+    """How the start before the last beginning of the run in a folder had ended; None where that was the first."""
+    return next((row["state"] for row in reversed(read_lines(folder / FILE_NAME)) if row["kind"] == "ended"), None)
+
+
 def ended(state: str, step: int, reason: str) -> dict[str, Any]:
     """The row of a start's end."""
     return {**_row("ended", step), "state": state, "reason": redacted(" ".join(reason.split()))[:LONGEST_REASON]}

@@ -4,36 +4,36 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
 from PIL import Image
 
 from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
-from finetune.data.outage import read_notes
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
 from finetune.errors import Preempted, Stopped, UserError
-from finetune.flat import Changes, differences, flattened
 from finetune.health.slow import Slow
-from finetune.lifecycle.starts import starts_before
+from finetune.lifecycle.starts import end_before, starts_before
+from finetune.monitor.alerts.disk import DiskCheck
+from finetune.monitor.alerts.plateau import Plateau
 from finetune.monitor.config import MonitorConfig
 from finetune.monitor.curves import draw_curves
 from finetune.monitor.events import EVENTS, EventLog
-from finetune.monitor.files import read_lines, recipe_step, replace_text
+from finetune.monitor.files import read_lines, replace_text
 from finetune.monitor.intervals import GROUPS, mean_deciles
 from finetune.monitor.ledger import Ledger
 from finetune.monitor.metrics import MetricsLog, Values
+from finetune.monitor.page import PageBeside
 from finetune.monitor.progress import ProgressBar
-from finetune.monitor.recipe import FILE_NAME as RECIPE
-from finetune.monitor.recipe import saved_recipe
+from finetune.monitor.recipe import keep_recipe
+from finetune.monitor.rounds import Rounds
 from finetune.monitor.samples.grid import save_grid
 from finetune.monitor.status import StatusFile
 from finetune.monitor.trackers import open_trackers
+from finetune.monitor.trackers.alerts import TrackerAlerts
 from finetune.monitor.trackers.tracker import Ended
 from finetune.redact import redacted
 
@@ -59,6 +59,7 @@ class Watch:
         total_steps: int,
         global_batch: int,
         max_bad_share: float,
+        checkpoint_bytes: int,
         looked: bool,
     ) -> None:
         """Open the run's folder, and take back what it holds beyond `done_steps`.
@@ -68,6 +69,7 @@ class Watch:
             journal: the history of the run's data.
             notes: folder where processes that wait for data leave their notes.
             done_steps: steps of the checkpoint that is resumed from; 0 at the start.
+            checkpoint_bytes: room that a checkpoint takes.
             looked: whether what is due after these has been validated.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,21 +82,19 @@ class Watch:
         self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / EVENTS)
-        changes = self._save_recipe(recipe, done_steps)
+        changes = keep_recipe(folder, recipe, done_steps)
+        if changes:
+            self._events.write("config changed", changes=changes)
         self._metrics, self._intervals, self._validation = (MetricsLog(folder / f"{name}.jsonl") for name in LOGS)
         self._unshown: list[Values] = []
         """Lines of metrics.jsonl since the last flush."""
         self._ledger = Ledger(folder / "ledger")
         superseded = self._take_back(done_steps, looked=looked)
-        self._notes = notes
-        self._paused = False
         self._skipped, self._rollbacks = len(journal.skips), len(journal.jumps)
         self._restarts = starts_before(folder)
         self._checkpoint: tuple[float, float] | None = None
         """When the last one was finished, in seconds since 1970, and how many it took."""
         self._slow: set[int] = set()
-        for note in notes.glob("*.json"):  # of processes that were killed
-            note.unlink()
         self.keep_journal(journal)
         self._trackers = open_trackers(
             config,
@@ -105,17 +105,24 @@ class Watch:
             superseded_steps=superseded,
             events=self._events,
         )
+        self._alerts = TrackerAlerts(config.alerts, self._trackers)
+        self._plateau = Plateau(config.alerts.plateau_steps)
         self._progress = ProgressBar(total_steps, done_steps)
+        logs = (self._metrics, self._intervals, self._validation)
+        disk = DiskCheck(folder, config.alerts.disk_free_gib)
+        self._rounds = Rounds(logs, notes, disk, checkpoint_bytes, self.event, self.say)
         self._status = StatusFile(
             folder / "status.json",
             config.heartbeat_s,
-            self._heartbeat,
+            self._rounds,
             step=done_steps,
             total_steps=total_steps,
             name=name,
         )
+        if config.serve_port:
+            self._rounds.page = PageBeside(folder, config.serve_port)
         if done_steps:
-            self.event("resumed", step=done_steps, superseded_steps=superseded)
+            self.event("resumed", step=done_steps, superseded_steps=superseded, after=end_before(folder))
             self._progress.say(f"resumed after step {done_steps:,}")
         else:
             self.event("started", step=0)
@@ -145,13 +152,16 @@ class Watch:
         self.event(state, **reason)
         self._status.close(state)  # before what may take long: who waits for the end may end this process
         self._progress.close()
+        if self._rounds.page:
+            self._rounds.page.close()
         self._trackers.close(state)
         for log in (self._metrics, self._intervals, self._validation):
             log.close()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Write down that something happened."""
+        """Write down that something happened, and tell trackers where it is worth an alert."""
         self._events.write(kind, **fields)
+        self._alerts.take({"kind": kind, **fields})
 
     def say(self, text: str) -> None:
         """Print a line beside the progress bar."""
@@ -187,6 +197,8 @@ class Watch:
             rates = {f"lr/{group}": rate for group, rate in line["lr"].items()}
             numbers = {k: float(v) for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self._trackers.log(line["step"], {**numbers, **rates})
+            if plateau := self._plateau.add(line["step"], line["phase"], line["loss"]):
+                self.event("plateau", **plateau)
         interval = self._intervals.record({"step": lines[-1]["step"], **figures, **self._so_far(lines[-1])})
         self._track_interval(interval, mean_deciles(lines))
         self._show(lines[-1], interval)
@@ -207,9 +219,9 @@ class Watch:
         self._trackers.log(step, {name: loss for name, loss in figures.items() if loss is not None})
         self.say(f"validation after step {step:,}: loss {values['loss']:.5f} on {values['samples']} samples")
 
-    def phase(self, step: int, number: int, facts: dict[str, Any]) -> None:
-        """Note which phase the run is in after a step."""
-        self.event("phase", step=step, number=number, **facts)
+    def phase(self, step: int, number: int, facts: dict[str, Any], *, changed: bool) -> None:
+        """Note which phase the run is in after a step, and whether it has just come to it."""
+        self.event("phase", step=step, number=number, changed=changed, **facts)
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
         self.say(f"phase {number} from step {step + 1:,} on: {told}")
 
@@ -239,7 +251,6 @@ class Watch:
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
         self._trackers.rolled_back(step)
-        self._trackers.alert("rolled back", reason, "warn")
 
     def slow_ranks(self, step: int, found: list[Slow]) -> None:
         """Note which ranks hold up the others; nothing while they are the same ones."""
@@ -277,41 +288,6 @@ class Watch:
     def keep_journal(self, journal: Journal) -> None:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
         replace_text(self.folder / "journal.json", json.dumps(journal.to_plain(), indent=1))
-
-    def _heartbeat(self) -> dict[str, Any]:
-        """Make sure of what has been written; what status.json says over its fields while processes wait for data."""
-        with suppress(OSError):  # a full disk is told by the next line that is written
-            for log in (self._metrics, self._intervals, self._validation):
-                log.sync()
-        notes = read_notes(self._notes)
-        if bool(notes) != self._paused:
-            self._paused = bool(notes)
-            if notes:
-                self.event("data outage", **notes[0])
-                self.say(f"paused: {notes[0]['what']} cannot be read ({notes[0]['reason']}); the run waits for it")
-                self._trackers.alert("data outage", f"{notes[0]['what']}: {notes[0]['reason']}", "warn")
-            else:
-                self.event("data is back")
-        return {"state": "paused", "outage": notes[0]} if notes else {}
-
-    def _save_recipe(self, recipe: dict[str, Any], done_steps: int) -> Changes:
-        """Write config.yaml, and recipes/step-N.yaml, which holds from step N on; what differs from the recipe of the
-        last start, before and after, which is an event as well."""
-        before, changes = saved_recipe(self.folder), Changes()
-        if before:
-            changes = differences(before, flattened(recipe))
-            if changes:
-                self.event("config changed", changes=changes)
-        text = OmegaConf.to_yaml(OmegaConf.create(recipe))
-        replace_text(self.folder / RECIPE, text)
-        folder = self.folder / "recipes"
-        folder.mkdir(exist_ok=True)
-        kept = [path for path in sorted(folder.glob("step-*.yaml")) if recipe_step(path) < done_steps]
-        for later in set(folder.glob("step-*.yaml")) - set(kept):
-            later.unlink()
-        if not kept or kept[-1].read_text(encoding="utf-8") != text:
-            replace_text(folder / f"step-{done_steps:08d}.yaml", text)
-        return changes
 
     def _so_far(self, line: Values) -> Values:
         """What intervals.jsonl says of the whole run after the step of a line."""

@@ -15,6 +15,7 @@ from finetune.data.loader import LatentShape
 from finetune.data.preparer import BadSample, Facts
 from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow
+from finetune.monitor.alerts.config import AlertsConfig
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
 from finetune.monitor.intervals import GROUPS, Interval, combined
@@ -31,9 +32,16 @@ JOURNAL = Journal((Edition(0, {"shards": SourceState("abc", 2, None, None)}),))
 
 
 def open_watch(
-    folder: Path, done_steps: int = 0, max_bad_share: float = 0.5, lr: float = 1.0, *, looked: bool = True
+    folder: Path,
+    done_steps: int = 0,
+    max_bad_share: float = 0.5,
+    lr: float = 1.0,
+    *,
+    plateau_steps: int = 0,
+    looked: bool = True,
 ) -> Watch:
-    config = MonitorConfig(heartbeat_s=0.1, tensorboard=False, wandb=WandbConfig(mode="disabled"))
+    alerts = AlertsConfig(plateau_steps=plateau_steps)
+    config = MonitorConfig(heartbeat_s=0.1, tensorboard=False, wandb=WandbConfig(mode="disabled"), alerts=alerts)
     recipe = {"optim": {"lr": lr, "betas": [0.9]}}
     return Watch(
         folder,
@@ -46,6 +54,7 @@ def open_watch(
         total_steps=20,
         global_batch=BATCH,
         max_bad_share=max_bad_share,
+        checkpoint_bytes=0,
         looked=looked,
     )
 
@@ -163,9 +172,19 @@ def test_a_changed_recipe_is_an_event_and_is_told(tmp_path: Path, capsys: pytest
 
 def test_the_phase_is_an_event(tmp_path: Path) -> None:
     with open_watch(tmp_path) as watch:
-        watch.phase(4, 2, {"until": "9 steps", "lr": 0.5})
+        watch.phase(4, 2, {"until": "9 steps", "lr": 0.5}, changed=True)
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "phase"]
     assert (event["step"], event["number"], event["until"], event["lr"]) == (4, 2, "9 steps", 0.5)
+
+
+def test_a_loss_that_does_not_fall_any_more_is_an_event(tmp_path: Path) -> None:
+    with open_watch(tmp_path, plateau_steps=40) as watch:
+        for step in range(1, 90):
+            record(watch, step)
+            flush(watch)
+    found = [e["step"] for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "plateau"]
+    assert found
+    assert found[0] >= 40
 
 
 def bad(step: int, slot: int) -> BadSample:

@@ -80,7 +80,9 @@ def test_mail_is_sent_with_and_without_a_password(*, login: bool) -> None:
 @WITHOUT_TLS
 def test_a_wrong_password_is_a_failure_without_the_password() -> None:
     with smtp_receiver(login=True) as mailbox:
-        [place] = places([f"mailto://fox:{SECRET}@{LOOPBACK}:{mailbox.port}?from=run@example.org&to=me@example.org&cto=2"])
+        [place] = places(
+            [f"mailto://fox:{SECRET}@{LOOPBACK}:{mailbox.port}?from=run@example.org&to=me@example.org&cto=2"]
+        )
         with pytest.raises(NotDelivered) as raised:
             place.send(ALERT, "fox")
     assert not mailbox.mails
