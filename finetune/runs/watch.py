@@ -31,7 +31,7 @@ def watch(
 ) -> None:
     """Send alerts of a run until it is finished, from any machine that sees its folder. While another watcher of the
     run lives, this one waits, and takes over when that one is gone."""
-    config = AlertsConfig(to or os.environ.get(ADDRESSES, "").split(), mute, again_after_s, per_hour)
+    config = AlertsConfig(to or [os.environ.get(ADDRESSES, "")], mute, again_after_s, per_hour)
     logging.getLogger().addHandler(logging.NullHandler())  # messages of libraries that send hold addresses
     to_places = places(config.to)
     if not to_places:

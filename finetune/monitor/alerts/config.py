@@ -40,8 +40,8 @@ class AlertsConfig:
     written."""
 
     to: list[str] = field(default_factory=list)
-    """Apprise URLs such as ntfys://ntfy.sh/TOPIC, or webhooks of Discord and Slack; empty texts are passed over. They
-    are secrets: give them as ${oc.env:NAME}."""
+    """Apprise URLs such as ntfys://ntfy.sh/TOPIC, or webhooks of Discord and Slack. They are secrets: give them as
+    ${oc.env:NAME}, a variable with none or several between which there is white space."""
     mute: list[str] = field(default_factory=list)
     """Kinds of alerts that are not sent."""
     again_after_s: float = 21600.0

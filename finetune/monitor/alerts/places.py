@@ -33,22 +33,22 @@ class Place:
         """Take an address apart.
 
         Args:
-            number: its place among all that are not empty, from 1.
+            number: its place among all, from 1.
 
         Raises:
             UserError: Apprise does not understand it.
         """
-        self._apprise = Apprise(
-            asset=AppriseAsset(app_id="Longhaul", app_desc="Longhaul", app_url="", image_url_mask="")
-        )
-        if not self._apprise.add(url.strip()):
-            scheme = _SCHEME.match(url.strip())
+        asset = AppriseAsset(app_id="Longhaul", app_desc="Longhaul", app_url="", image_url_mask="")
+        service = Apprise.instantiate(url, asset=asset)
+        if service is None:
+            scheme = _SCHEME.match(url)
             raise UserError(
                 f"address {number} for alerts ({scheme.group() if scheme else 'without a scheme'}), of those in "
                 "monitor.alerts.to or --to, is not understood: docs/alerts.md says how each is written"
             )
-        self._apprise[0].request_rate_per_sec = APART_S  # Apprise's name for it; its 5.5 s would hold up the last alert
-        self.name = f"{self._apprise[0].service_name} ({number})"
+        service.request_rate_per_sec = APART_S  # Apprise's name for it; its 5.5 s would hold up the last alert
+        self._apprise = Apprise(service, asset=asset)
+        self.name = f"{service.service_name} ({number})"
         """The service, with the number: all that is ever told of it."""
 
     def send(self, alert: Alert, run: str) -> None:
@@ -69,12 +69,14 @@ class Place:
             raise NotDelivered(f"answered with {status.group(1)}" if status else "no connection, or no answer")
 
 
-def places(urls: Sequence[str]) -> list[Place]:
-    """The addresses of a list that are not empty. Raises UserError at one that is not understood."""
+def places(texts: Sequence[str]) -> list[Place]:
+    """The addresses in some texts, between which there is white space. Raises UserError at one that is not
+    understood."""
     logger = logging.getLogger("apprise")  # whose messages hold whole addresses
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
-    return [Place(number, url) for number, url in enumerate(filter(str.strip, urls), start=1)]
+    urls = [url for text in texts for url in text.split()]
+    return [Place(number, url) for number, url in enumerate(urls, start=1)]
 
 
 def harmless(text: str) -> str:

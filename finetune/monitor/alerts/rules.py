@@ -162,7 +162,7 @@ def _no_heartbeat(event: Event) -> Alert:
 
 
 def _heartbeat_back(event: Event) -> Alert:
-    return Alert("heartbeat is back", "success", "heartbeat is back", f"The run is after step {event['step']:,}.")
+    return Alert("heartbeat is back", "success", "heartbeat is back", f"The run is in step {event['step']:,}.")
 
 
 def _finished(event: Event) -> Alert:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from finetune.health.pulse import FOLDER as PULSES
 from finetune.health.pulse import Beat, read_pulses
+from finetune.monitor.alerts.start import Start
 from finetune.monitor.status import ENDED, MISSED_HEARTBEATS
 
 SHARED_LATE_S = 60.0
@@ -61,7 +62,13 @@ def whereabouts(folder: Path, status: Mapping[str, Any]) -> dict[str, Any]:
     """
     beat = _first_beat(folder)
     place = {"step": beat.step + 1, "activity": beat.activity} if beat else {"step": status["step"], "activity": None}
-    return {**place, "host": status["host"], "pid": status["pid"]}
+    return {**place, "host": status["host"], "pid": status["pid"], "process": _process(status)}
+
+
+def _process(status: Mapping[str, Any]) -> str:
+    if status["host"] != socket.gethostname():
+        return "it runs on another machine"
+    return "its process is still there" if Start(status["pid"]).alive else "its process is gone"
 
 
 def _first_beat(folder: Path) -> Beat | None:

@@ -39,6 +39,8 @@ def _parsed(text: bytes) -> list[tuple[int, dict[str, Any]]]:
     found, offset = [], 0
     for line in text.split(b"\n"):
         with suppress(ValueError):
-            found.append((offset, json.loads(line)))
+            event = json.loads(line)
+            if isinstance(event, dict) and "kind" in event:
+                found.append((offset, event))
         offset += len(line) + 1
     return found

@@ -1,7 +1,6 @@
 """Watches a run from a process of its own, which outlives it: sends alerts of what happens, and of silence."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import psutil
 from filelock import SoftFileLease, Timeout
 
 from finetune.errors import UserError
@@ -22,6 +20,7 @@ from finetune.monitor.alerts.outbox import FILE_NAME, Outbox
 from finetune.monitor.alerts.places import Place, places
 from finetune.monitor.alerts.rules import alert_of
 from finetune.monitor.alerts.silence import Silence, whereabouts
+from finetune.monitor.alerts.start import Start
 from finetune.monitor.alerts.tail import new_events
 from finetune.monitor.events import EVENTS
 from finetune.monitor.status import ENDED, read_status
@@ -34,27 +33,6 @@ LEASE_S, RENEWAL_S = 60.0, 5.0
 """Another watcher waits until the lock has been silent for so long, or its holder's process on this machine is gone."""
 CLOSING_S = 10.0
 """A run that ends waits so long at most for its last alerts."""
-
-
-class Start:
-    """The process whose start of a run a watcher belongs to."""
-
-    def __init__(self, pid: int) -> None:
-        self._me = (socket.gethostname(), pid)
-        self._process: psutil.Process | None = None
-        with suppress(psutil.NoSuchProcess):
-            self._process = psutil.Process(pid)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs; one that has ended and waits to be reaped does not."""
-        with suppress(psutil.NoSuchProcess):
-            return bool(self._process and self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
-        return False
-
-    def wrote(self, status: Mapping[str, Any] | None) -> bool:
-        """Whether a status is this start's."""
-        return status is not None and (status["host"], status["pid"]) == self._me
 
 
 class Watcher:
@@ -111,7 +89,7 @@ class Watcher:
         self._was_ours = ours
         self._take_in_events()
         if ours and self._status:
-            self._listen(self._status, passed_s, alive)
+            self._listen(self._status, passed_s)
         self._outbox.sum_up(time.time())
         self._hand_over()
         return not self._outbox.letters and self._is_over(alive)
@@ -141,13 +119,9 @@ class Watcher:
                 self._take_in(event)
             self._outbox.offset = offset
 
-    def _listen(self, status: Mapping[str, Any], passed_s: float, alive: bool) -> None:
+    def _listen(self, status: Mapping[str, Any], passed_s: float) -> None:
         if kind := self._silence.look(status, passed_s):
-            elsewhere = status["host"] != socket.gethostname()
-            process = "its machine is another" if elsewhere else "its process is still there"
-            facts = whereabouts(self._folder, status) if kind == "no heartbeat" else {"step": status["step"]}
-            process = process if alive else "its process is gone"
-            self._take_in({"kind": kind, "silent_s": self._silence.seconds, "process": process, **facts})
+            self._take_in({"kind": kind, "silent_s": self._silence.seconds, **whereabouts(self._folder, status)})
             self._outbox.silent = self._silence.told
 
     def _take_in(self, event: Mapping[str, Any]) -> None:
@@ -199,7 +173,7 @@ def watch(folder: Path, to: list[Place], config: AlertsConfig, pid: int | None =
     )
     while True:
         try:
-            lease.acquire(poll_interval=LOOK_S / 2, cancel_check=lambda: start is not None and not start.alive)
+            lease.acquire(poll_interval=LOOK_S / 2, cancel_check=lambda: start is not None and start.over(folder))
         except Timeout:  # the start is over, and another watcher speaks
             return
         except OSError as error:

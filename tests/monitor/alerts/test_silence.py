@@ -1,6 +1,8 @@
 """When a run counts as silent, by the looker's own clock."""
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from finetune.health.pulse import FOLDER as PULSES
 from finetune.health.pulse import Pulse
 from finetune.monitor.alerts.silence import SHARED_LATE_S, Silence, whereabouts
 from finetune.monitor.status import ENDED, MISSED_HEARTBEATS
+from tests.monitor.alerts.receivers import wait_for
+from tests.processes import is_alive
 
 HOST = socket.gethostname()
 LIMIT = MISSED_HEARTBEATS  # in seconds, at a heartbeat each
@@ -63,8 +67,20 @@ def test_another_start_is_not_the_one_that_was_silent() -> None:
 
 
 def test_where_it_was_is_told_from_the_pulse(tmp_path: Path) -> None:
-    assert whereabouts(tmp_path, status(0.0)) == {"step": 7, "activity": None, "host": HOST, "pid": 42}
+    silent = status(0.0, pid=os.getpid())
+    facts = {"host": HOST, "pid": os.getpid(), "process": "its process is still there"}
+    assert whereabouts(tmp_path, silent) == {"step": 7, "activity": None, **facts}
     pulse = Pulse(tmp_path / PULSES, 0)
     pulse.at(7, "backward")
     pulse.close()
-    assert whereabouts(tmp_path, status(0.0)) == {"step": 8, "activity": "backward", "host": HOST, "pid": 42}
+    assert whereabouts(tmp_path, silent) == {"step": 8, "activity": "backward", **facts}
+
+
+def test_whether_its_process_lives_is_told_where_that_can_be_known(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    wait_for(lambda: not is_alive(dead.pid))
+    assert whereabouts(tmp_path, status(0.0, pid=dead.pid))["process"] == "its process is gone"  # not reaped yet
+    dead.wait()
+    assert whereabouts(tmp_path, status(0.0, pid=dead.pid))["process"] == "its process is gone"
+    elsewhere = whereabouts(tmp_path, status(0.0, host="elsewhere", pid=dead.pid))
+    assert elsewhere["process"] == "it runs on another machine"
