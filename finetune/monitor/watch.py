@@ -36,6 +36,7 @@ from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
 LOGS = ("metrics", "intervals", "validation")
+"""Names of the files of lines by step."""
 IN_STATUS = ("images_per_s", "step_s_p50", "data_wait_share", "gpu_memory_peak_gib", "eta_s")
 """Keys of the newest interval that status.json has too."""
 EVENTS = "events.jsonl"
