@@ -106,6 +106,9 @@ class Watch:
             total_steps=total_steps,
             name=name,
         )
+        self._tell_beginning(done_steps, superseded, changes, excluded=len(journal.excluded(done_steps)))
+
+    def _tell_beginning(self, done_steps: int, superseded: int, changes: Changes, *, excluded: int) -> None:
         if done_steps:
             self.event("resumed", step=done_steps, superseded_steps=superseded)
             self._progress.say(f"resumed after step {done_steps:,}")
@@ -114,7 +117,7 @@ class Watch:
         if changes:
             told = "; ".join(f"{key} was {before} and is {after}" for key, (before, after) in changes.items())
             self._progress.say(f"the recipe has changed since the last start: {told}")
-        if excluded := len(journal.excluded(done_steps)):
+        if excluded:
             self.event("samples excluded", step=done_steps, samples=excluded)
             self._progress.say(f"{excluded:,} samples are excluded")
 
