@@ -1,4 +1,4 @@
-"""Seconds that work takes on its device, without waiting for it while it runs."""
+"""What work takes of its device: seconds, without waiting for it while it runs, and memory."""
 
 import time
 from types import TracebackType
@@ -35,3 +35,12 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def take_memory_peak(device: torch.device) -> int | None:
+    """The most bytes of a GPU that this process's tensors have taken since the last call; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

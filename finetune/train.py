@@ -24,7 +24,7 @@ from finetune.opening import Opening, opened
 from finetune.recovery import Recovery
 from finetune.saving import Saving
 from finetune.steering import Orders, Steering
-from finetune.stopwatch import Stopwatch
+from finetune.stopwatch import Stopwatch, take_memory_peak
 
 AGAIN = "start the same command again to go on"
 
@@ -208,7 +208,7 @@ class Run:
         """Write what was recorded since the last flush, where there have been steps."""
         if not self.interval.step_s:
             return
-        self.interval.end(self.distributed.take_memory_peak())
+        self.interval.end(take_memory_peak(self.distributed.device))
         gathered = self.distributed.gather((self.bad, self.interval))
         if self.watch:
             intervals = [interval for _, interval in gathered]

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from finetune.stopwatch import Stopwatch
+from finetune.stopwatch import Stopwatch, take_memory_peak
 
 
 def test_only_what_is_within_counts() -> None:
@@ -19,3 +19,7 @@ def test_only_what_is_within_counts() -> None:
 
 def test_nothing_takes_no_time() -> None:
     assert Stopwatch(torch.device("cpu")).seconds() == 0.0
+
+
+def test_there_is_no_peak_without_a_gpu() -> None:
+    assert take_memory_peak(torch.device("cpu")) is None

@@ -219,14 +219,6 @@ class Distributed:
         apart, length = squares.sqrt().tolist()
         return float(apart / length)
 
-    def take_memory_peak(self) -> int | None:
-        """The most bytes of the GPU that tensors of this rank have taken since the last call; None without a GPU."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return peak
-
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         if self.world == 1:

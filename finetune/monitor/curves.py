@@ -54,13 +54,12 @@ def draw_curves(
 
 
 def _deciles(axis: Axes, steps: npt.NDArray[np.float64], lines: Sequence[dict[str, Any]]) -> None:
-    """The unweighted loss by tenths of the timesteps, from the least noisy one (dark) on."""
+    """The loss without weights by tenths of the timesteps."""
     for i, color in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, DECILES))):
         values = np.array([line.get("loss_by_decile", UNKNOWN)[i] for line in lines], dtype=np.float64)
-        axis.plot(steps, smoothed(values), color=color, linewidth=1.2, label=f"{i}0%")
-    axis.set_title("loss by timesteps, not weighted", loc="left")
+        axis.plot(steps, smoothed(values), color=color, linewidth=1.2)
+    axis.set_title("loss by tenths of the timesteps, not weighted: the least noisy is darkest", loc="left", fontsize=10)
     axis.set_yscale("log")
-    axis.legend(frameon=False, ncols=5, fontsize="x-small")
 
 
 def _shares(axis: Axes, intervals: Sequence[dict[str, Any]]) -> None:
@@ -69,7 +68,7 @@ def _shares(axis: Axes, intervals: Sequence[dict[str, Any]]) -> None:
     axis.stackplot(_column(intervals, "step"), shares, labels=[name.replace("_", " ") for name in ACTIVITIES])
     axis.set_title("share of time", loc="left")
     axis.set_ylim(0.0, 1.05)
-    axis.legend(frameon=False, ncols=2)
+    axis.legend(ncols=2, loc="lower right")
 
 
 def _curve(axis: Axes, title: str, steps: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> None:

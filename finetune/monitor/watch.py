@@ -15,6 +15,7 @@ from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
 from finetune.errors import Preempted, Stopped, UserError
+from finetune.flat import Changes
 from finetune.health.slow import Slow
 from finetune.lifecycle.starts import end_before, starts_before
 from finetune.monitor.alerts.disk import DiskCheck
@@ -39,6 +40,7 @@ from finetune.redact import redacted
 
 SPEED_WINDOW_STEPS = 50
 LOGS = ("metrics", "intervals", "validation")
+"""Names of the files of lines by step."""
 IN_STATUS = ("images_per_s", "step_s_p50", "data_wait_share", "gpu_memory_peak_gib", "eta_s")
 """Keys of the newest interval that status.json has too."""
 
@@ -121,17 +123,7 @@ class Watch:
         )
         if config.serve_port:
             self._rounds.page = PageBeside(folder, config.serve_port)
-        if done_steps:
-            self.event("resumed", step=done_steps, superseded_steps=superseded, after=end_before(folder))
-            self._progress.say(f"resumed after step {done_steps:,}")
-        else:
-            self.event("started", step=0)
-        if changes:
-            told = "; ".join(f"{key} was {before} and is {after}" for key, (before, after) in changes.items())
-            self._progress.say(f"the recipe has changed since the last start: {told}")
-        if excluded := len(journal.excluded(done_steps)):
-            self.event("samples excluded", step=done_steps, samples=excluded)
-            self._progress.say(f"{excluded:,} samples are excluded")
+        self._tell_beginning(done_steps, superseded, changes, excluded=len(journal.excluded(done_steps)))
 
     def __enter__(self) -> "Watch":
         self._status.update(state="running")
@@ -276,6 +268,19 @@ class Watch:
         """Draw the whole run's curves."""
         metrics, intervals, validation = (read_lines(self.folder / f"{name}.jsonl") for name in LOGS)
         return draw_curves(metrics, intervals, validation, self.folder / "curves.png")
+
+    def _tell_beginning(self, done_steps: int, superseded: int, changes: Changes, *, excluded: int) -> None:
+        if done_steps:
+            self.event("resumed", step=done_steps, superseded_steps=superseded, after=end_before(self.folder))
+            self._progress.say(f"resumed after step {done_steps:,}")
+        else:
+            self.event("started", step=0)
+        if changes:
+            told = "; ".join(f"{key} was {before} and is {after}" for key, (before, after) in changes.items())
+            self._progress.say(f"the recipe has changed since the last start: {told}")
+        if excluded:
+            self.event("samples excluded", step=done_steps, samples=excluded)
+            self._progress.say(f"{excluded:,} samples are excluded")
 
     def _take_back(self, step: int, *, looked: bool) -> int:
         """Take back what was written of the steps beyond `step`; how many metric lines that were."""

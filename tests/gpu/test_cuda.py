@@ -22,7 +22,7 @@ from finetune.optim.config import EmaConfig, OptimConfig, state_kind
 from finetune.optim.groups import parameter_groups
 from finetune.optim.optimizers import build_optimizer
 from finetune.step import TrainingStep, trial_batch
-from finetune.stopwatch import Stopwatch
+from finetune.stopwatch import Stopwatch, take_memory_peak
 from finetune.strategy import StrategyConfig
 
 pytestmark = [
@@ -205,3 +205,27 @@ def test_an_average_in_main_memory_is_that_beside_the_weights(tiny_model: Path) 
         for flat, average in zip(trained, beside, strict=True):
             assert torch.allclose(flat.values.double(), average, rtol=0.0, atol=1e-6)
     assert all(torch.equal(p, before[name]) for name, p in run.weights().items())
+
+
+def test_the_peak_is_that_since_it_was_last_asked_for() -> None:
+    device = torch.device("cuda")
+    take_memory_peak(device)
+    before = torch.cuda.memory_allocated(device)
+    large = torch.empty(1 << 24, dtype=torch.uint8, device=device)
+    del large
+    peaks = [take_memory_peak(device), take_memory_peak(device)]
+    assert peaks == [before + (1 << 24), before]
+
+
+def test_deciles_and_the_distance_of_the_average_are_those_of_the_cpu(tiny_model: Path) -> None:
+    run = Run(tiny_model, Setting(ema=EmaConfig(decay=0.9)))
+    sums, counts = run.step.loss(run.batch).by_decile.cpu()
+    assert counts.tolist() == [1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
+    assert (sums > 0.0).tolist() == [count > 0 for count in counts.tolist()]
+    assert run.distributed.ema_distance() == 0.0
+    run.losses(2)
+    with run.distributed.evaluation_weights():
+        average = torch.cat([p.detach().flatten().double() for p in run.trainee.trainable.values()])
+    weights = torch.cat([p.detach().flatten().double() for p in run.trainee.trainable.values()])
+    expected = ((weights - average).norm() / weights.norm()).item()
+    assert run.distributed.ema_distance() == pytest.approx(expected, rel=1e-4)

@@ -7,6 +7,7 @@ import pytest
 
 from data_tools.build import build
 from finetune.monitor.files import read_lines
+from finetune.monitor.intervals import ACTIVITIES
 from finetune.monitor.ledger import read_ledger
 from tests import processes
 from tests.conftest import write_pictures
@@ -16,6 +17,7 @@ GROWN, FROZEN, ADOPTED, END = 7, 11, 14, 17
 """The steps before which the second, third and fourth phase begin, and where the run ends."""
 BORDERS = {"single": (GROWN, FROZEN, ADOPTED), "zero2": (ADOPTED,)}
 """Those from which a run is gone on with; a launch of two ranks takes its time."""
+BATCH = 8
 LARGER = "buckets: {resolution_px: 96, max_side_px: 128}, micro_batch: 2"
 PHASES = [
     "{until: 1 epochs}",
@@ -41,7 +43,7 @@ def start(runs: Path, shards: Path, model: Path, strategy: str):  # type: ignore
         *(
             f"phases=[{', '.join(PHASES)}]",
             "train.micro_batch=4",
-            "train.global_batch=8",
+            f"train.global_batch={BATCH}",
             "optim.lr=1e-3",
             "strategy.threads=1",
         ),
@@ -98,6 +100,33 @@ def test_every_phase_trains_what_it_says(whole: Path) -> None:
     assert groups[4] == {"unet", *inner, "text_encoder"}
     halved = next(line["lr"] for line in lines if line["phase"] == 3)
     assert halved["unet.IN00"] == halved["unet"] / 2
+
+
+def test_intervals_tell_of_every_step(strategy: str, whole: Path) -> None:
+    """Each step is flushed; those before a border are not flushed twice."""
+    lines = read_lines(whole / "intervals.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, END + 1))
+    for line in lines:
+        assert sum(line["buckets"].values()) == BATCH
+        assert line["images_per_s"] == pytest.approx(BATCH / line["seconds"])
+        assert all(0.0 <= line[f"{activity}_share"] <= 1.0 for activity in ACTIVITIES)
+        assert line["prompt_tokens_p95"] >= line["prompt_tokens_mean"] > 0.0
+        assert (line["mfu"], line["gpu_memory_peak_gib"], line["cache_hits"]) == (None, None, None)
+    # The validation before the first step belongs to its interval.
+    assert lines[0]["sampling_share"] > 0.0
+    assert (lines[-1]["updates"], lines[-1]["skipped"], lines[-1]["restarts"]) == (END, 0, 0)
+    assert lines[-1]["checkpoint_s"] > 0.0
+
+
+def test_deciles_and_the_average_are_told(whole: Path) -> None:
+    for line in read_lines(whole / "metrics.jsonl"):
+        there = [value for value in line["loss_by_decile"] if value is not None]
+        assert len(line["loss_by_decile"]) == 10
+        assert 0 < len(there) <= BATCH
+        assert min(there) > 0.0
+    first, *later = (line["ema_distance"] for line in read_lines(whole / "validation.jsonl"))
+    assert first == 0.0
+    assert all(0.0 < distance < 1.0 for distance in later)
 
 
 def test_a_run_killed_in_a_phase_goes_on_as_if_nothing_had_happened(
