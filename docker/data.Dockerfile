@@ -3,7 +3,7 @@
 # docker run --rm --user "$(id -u):$(id -g)" -v /data:/data longhaul-data build pictures shards
 # docker run --rm --user "$(id -u):$(id -g)" -v /data:/data longhaul-data stats conf=hyperfusion data.shards=shards
 #
-# Preparing data needs no GPU: torch is the build for CPUs, which leaves out 5 GB of CUDA.
+# Preparing data needs no GPU: torch is the build for CPUs, which leaves out gigabytes of CUDA.
 # Pinned by tag; put a digest behind it (`docker buildx imagetools inspect` shows it) where builds have to be identical.
 FROM python:3.11.14-slim-bookworm AS wheel
 WORKDIR /src

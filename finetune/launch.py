@@ -13,8 +13,8 @@ from torch.distributed.run import main
 from finetune.entry import PREEMPTED
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Has workers that are started again meet in a store of their own. In the launcher's they would find the addresses of
-those that have died, and fail until they happen to be overwritten in time."""
+"""Has workers that are started again meet in a store of their own: in the launcher's they may find the addresses of
+those that have died (https://github.com/pytorch/pytorch/issues/135712)."""
 
 
 def launch() -> None:

@@ -6,6 +6,7 @@ from finetune.checkpoint.exporter import BackgroundExport
 from finetune.checkpoint.resume import package_versions
 from finetune.checkpoint.store import BEAT_S, Checkpoint, Marks
 from finetune.config import resolved
+from finetune.errors import UserError
 from finetune.health.judge import Health
 from finetune.monitor.watch import Watch
 from finetune.opening import Opening
@@ -47,7 +48,7 @@ class Saving:
         """
         on_main(self._parts.distributed, self._opening.lock.check)
         self._opening.pulse.at(done, "saving")
-        self.store.wait()  # so that there are never two copies of the state in memory
+        self.written()  # so that there are never two copies of the state in memory
         feed = self._parts.feed
         meta: dict[str, Any] = {
             "identity": feed.identity(done),
@@ -63,10 +64,19 @@ class Saving:
 
     def at(self, done: int) -> Checkpoint:
         """The checkpoint that has just been saved after `done` steps, once it is on the disk."""
-        checkpoint = self.store.wait()
+        checkpoint = self.written()
         assert checkpoint is not None
         assert checkpoint.step == done
         return checkpoint
+
+    def written(self) -> Checkpoint | None:
+        """Wait for the last save; the newest checkpoint of this start. Raises what has become of it, once it is told."""
+        try:
+            return self.store.wait()
+        except (OSError, UserError) as error:
+            if watch := self._opening.watch:
+                watch.event("checkpoint failed", reason=str(error))
+            raise
 
     def attend(self) -> None:
         """Tell what has been saved, copied and exported since the last call, and begin the export that is due."""
@@ -89,7 +99,7 @@ class Saving:
         Args:
             in_haste: give up what can be had later as well: exports, and copies behind a URL.
         """
-        self.store.wait()
+        self.written()
         if in_haste:
             self.attend()
             if self._exports:

@@ -166,7 +166,7 @@ class Run:
                 self.saving.save(done, Marks(border, validated), looked=not self.stopping)
             self.saving.attend()
             if self.save_failed:
-                self.saving.store.wait()
+                self.saving.written()
         if self.stopping or orders.stop:
             self.leave(done, orders.stop)
 

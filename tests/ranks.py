@@ -20,7 +20,7 @@ T = TypeVar("T")
 class OneRank:
     """A world of one."""
 
-    rank = 0
+    rank, world = 0, 1
     is_main = True
 
     def gather(self, value: Any) -> list[Any]:
@@ -31,7 +31,7 @@ class ThreadRank:
     """A rank in a thread of its own; made by `ranks`."""
 
     def __init__(self, rank: int, meeting: Barrier, values: list[Any]) -> None:
-        self.rank, self.is_main = rank, rank == 0
+        self.rank, self.world, self.is_main = rank, len(values), rank == 0
         self._meeting, self._values = meeting, values
 
     def gather(self, value: Any) -> list[Any]:

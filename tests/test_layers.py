@@ -28,6 +28,7 @@ LAYERS = {
     "finetune.diffusion.config": 0,
     "finetune.checkpoint.config": 0,
     "finetune.checkpoint.export_config": 0,
+    "finetune.checkpoint.names": 0,
     "finetune.monitor.config": 0,
     "finetune.monitor.alerts.config": 0,
     "finetune.monitor.samples.config": 0,
@@ -68,6 +69,7 @@ LAYERS = {
     "finetune.recipe_data": 6,
     "finetune.recipes": 6,
     "finetune.runs": 6,
+    "finetune.launch": 6,
     "finetune.__main__": 6,
 }
 NUMPY_ONLY = (
@@ -135,6 +137,12 @@ def imported_by(*modules: str) -> set[str]:
 
 def test_the_recipe_s_schema_imports_nothing_heavy() -> None:
     assert not imported_by("finetune.config", "finetune.recipes") & {*HEAVY, "PIL", "pyarrow"}
+
+
+@pytest.mark.parametrize("command", ["status", "list", "serve"])
+def test_looking_at_a_run_imports_nothing_heavy(command: str) -> None:
+    heavy = {*HEAVY, "PIL", "pyarrow"}
+    assert not imported_by("finetune.runs.__main__", f"finetune.runs.{command}") & heavy
 
 
 def test_the_plan_needs_no_torch() -> None:

@@ -48,11 +48,13 @@ class MonitorConfig:
     """Metrics, trackers, status and samples."""
 
     flush_every_steps: int = 10
-    """Metrics are read from the device and written this often; nothing waits for the device in between."""
+    """Steps between two lines of intervals.jsonl, with which trackers are sent the figures of the steps in between."""
     heartbeat_s: float = 5.0
     """Seconds between rewrites of status.json."""
     tensorboard: bool = True
     """Write TensorBoard's event files."""
+    serve_port: int | None = None
+    """Serve the run's page, /healthz and /metrics on this port of 127.0.0.1 while it goes on; None serves nothing."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -61,3 +63,5 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if self.flush_every_steps < 1 or self.heartbeat_s <= 0:
             raise UserError("monitor.flush_every_steps must be at least 1 and monitor.heartbeat_s above 0")
+        if self.serve_port is not None and not 1 <= self.serve_port <= 65535:
+            raise UserError(f"monitor.serve_port is {self.serve_port}: use a port from 1 to 65535, or null for no page")

@@ -13,6 +13,7 @@ from rich.text import Text
 from finetune.errors import UserError
 from finetune.runs.folder import AsJson
 from finetune.runs.status import COLOURS
+from finetune.runs.view.figures import said
 from finetune.runs.view.overview import overviews
 from finetune.runs.view.words import about, duration, fixed, short
 
@@ -60,6 +61,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             continue
         total = row["total_steps"]
         step = f"{row['step']:,} of {total:,}, {row['step'] / total:.0%}" if total else f"{row['step']:,}"
-        figures = ("" if row[key] is None else form(row[key]) for key, form in SHOWN.items())
+        figures = (said(form, row, key) or "" for key, form in SHOWN.items())
         table.add_row(Text(row["name"]), health, step, *figures, Text(row["host"] or ""))
     return table

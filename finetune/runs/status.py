@@ -40,7 +40,7 @@ def status(
     look = overview(run)
     if watch:
         look = _watched(look)
-    elif as_json:
+    if as_json:
         print(json.dumps(_plain(look), indent=1))
     else:
         Console().print(_screen(look))
@@ -99,14 +99,15 @@ def _figures(look: Overview) -> Table:
         for label, text in figures.items():
             table.add_row(label, Text(text))
         tables.append(table)
-    grid = Table.grid(padding=(0, 3, 1, 0))
+    grid = Table.grid(padding=(0, 3, 0, 0))
     for i in range(0, len(tables), 2):
         grid.add_row(*tables[i : i + 2])
+        grid.add_row()
     return grid
 
 
 def _curves(curves: Curves) -> Iterator[RenderableType]:
-    table = Table(box=None, show_header=False)
+    table = Table(box=None, show_header=False, title="curves", title_justify="left", title_style="bold")
     for name, points in curves.items():
         means = [point.mean for point in points]
         ends = f"{means[0]:.4g} → {means[-1]:.4g}"

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,14 +13,14 @@ from finetune.monitor.alerts.config import AlertsConfig
 from finetune.monitor.alerts.places import places
 from finetune.monitor.alerts.watcher import ADDRESSES
 from finetune.monitor.alerts.watcher import watch as watch_run
-from finetune.runs.folder import RunFolder
+from finetune.monitor.status import read_status
 
 DEFAULTS = AlertsConfig()
 LOWEST_PRIORITY = 19
 
 
 def watch(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")],
     to: Annotated[list[str], typer.Option(help=f"Apprise URL; else those in {ADDRESSES}, which hides them.")] = [],  # noqa: B006
     mute: Annotated[list[str], typer.Option(help="A kind of alerts that is not sent.")] = [],  # noqa: B006
     again_after_s: Annotated[float, typer.Option(help="What goes on is told again then.")] = DEFAULTS.again_after_s,
@@ -34,5 +36,8 @@ def watch(
     to_places = places(config.to)
     if not to_places:
         raise UserError(f"nobody is told: give an Apprise URL with --to, or several in {ADDRESSES}")
+    if pid is None:
+        read_status(run)
+    print(f"alerts of {run} go to {', '.join(place.name for place in to_places)}", file=sys.stderr)
     os.nice(LOWEST_PRIORITY)
     watch_run(run, to_places, config, pid)

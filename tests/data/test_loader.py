@@ -83,6 +83,28 @@ def test_shapes_follow_the_bucket(shards: Path) -> None:
     assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
 
 
+def test_facts_are_those_of_the_prompts(shards: Path) -> None:
+    batches, plan = dataset(shards, policy=Policy(Prompter(CaptionsConfig(tags=TagsConfig(drop=0.5)), 5), 1.0))
+    preparer, seen = batches._preparer, set()
+    for item in range(8):
+        step, micro_batch = item // 4, plan.step(item // 4)[item % 4]
+        for draw, facts in zip(micro_batch.draws, batches[item].facts, strict=True):
+            record = preparer._sources.read(draw.sample, draw.epoch, whole_shard=True)
+            prompt = preparer.prompt(record, draw, step)
+            assert facts == (prompt.tokens, len(prompt.tags), prompt.dropped, False, None)
+            assert facts.tokens == len(prompt.text.split())
+            seen.add(facts.dropped_tags)
+    assert seen == {0, 1}
+
+
+def test_a_batch_is_moved_whole(shards: Path) -> None:
+    batch = dataset(shards)[0][0]
+    assert same(batch.to(torch.device("cpu")), batch)
+    moved = batch.to(torch.device("meta"))
+    assert all(part.is_meta for part in moved if isinstance(part, Tensor))
+    assert (moved.bad, moved.facts) == (batch.bad, batch.facts)
+
+
 def test_perturbation_is_there_where_it_is_asked_for(shards: Path) -> None:
     batch = dataset(shards, diffusion=EVERYTHING)[0][0]
     assert batch.perturbation.shape == batch.noise.shape

@@ -60,7 +60,9 @@ def far(server: FaultyServer, tmp_path: Path) -> Sources:
 
 
 def every(sources: Sources, *, whole_shard: bool) -> list[Record]:
-    return [sources.read(sample, 0, whole_shard=whole_shard) for sample in sample_ids(sources.all[0].index)]
+    """All samples; whether they lay in the cache is forgotten."""
+    read = (sources.read(sample, 0, whole_shard=whole_shard) for sample in sample_ids(sources.all[0].index))
+    return [record._replace(cached=None) for record in read]
 
 
 def later(act: Callable[[], object], seconds: float = 0.3) -> None:
@@ -98,6 +100,16 @@ def test_pickled_sources_open_their_own_files(shards: Path) -> None:
     again = pickle.loads(pickle.dumps(sources))  # noqa: S301 (its own bytes)
     assert again._files == {}
     assert again.read(0, 0, whole_shard=False) == record
+
+
+def test_a_sample_is_cached_where_its_shard_is_at_hand(far: Sources, shards: Path) -> None:
+    first, second, *_, last = sample_ids(far.all[0].index)
+    assert place_of(first).shard == place_of(second).shard != place_of(last).shard
+    found = [far.read(sample, 0, whole_shard=whole).cached for sample, whole in ((first, True), (second, False))]
+    assert found == [False, True]
+    assert far.read(second, 0, whole_shard=True).cached is True
+    assert [far.read(last, 0, whole_shard=False).cached for _ in range(2)] == [False, False]
+    assert open_sources(shards).read(first, 0, whole_shard=True).cached is None
 
 
 def test_ids_by_key(shards: Path) -> None:

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from finetune.diffusion.config import PREDICTIONS, DiffusionConfig, NoiseConfig, SamplingConfig
-from finetune.diffusion.objective import Objective
+from finetune.diffusion.objective import Objective, decile_means
 from finetune.errors import UserError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -99,6 +99,24 @@ def test_errors_are_those_of_every_sample_without_weights() -> None:
     for loss, expected in (("l2", [0, 1, 4, 9, 16, 25]), ("l1", [0, 1, 2, 3, 4, 5])):
         found = objective(loss=loss).errors(NOISE + STEPS, NOISE, TIMESTEPS, WHOLE)
         assert found.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_errors_are_added_up_by_tenths_of_the_timesteps_without_weights() -> None:
+    """Errors of i² at the timesteps 0, 1, 250, 500, 998 and 999."""
+    found = objective().loss(NOISE + STEPS, NOISE, TIMESTEPS, WHOLE, 2.0 * ONES).by_decile
+    sums, counts = found.tolist()
+    assert sums == pytest.approx([0 + 1, 0, 4, 0, 0, 9, 0, 0, 0, 16 + 25], rel=1e-5)
+    assert counts == [2, 0, 1, 0, 0, 1, 0, 0, 0, 2]
+    assert not found.requires_grad
+    means = decile_means([*sums, *counts])
+    assert means == [pytest.approx(0.5), None, 4.0, None, None, 9.0, None, None, None, pytest.approx(20.5)]
+
+
+def test_an_error_that_is_not_finite_stays_in_its_decile() -> None:
+    prediction = NOISE.clone()
+    prediction[2] = torch.nan
+    sums, _ = objective().loss(prediction, NOISE, TIMESTEPS, WHOLE, ONES).by_decile
+    assert sums.isnan().tolist() == [place == 2 for place in range(10)]
 
 
 def test_huber_s_delta_is_that_of_each_sample_s_timestep() -> None:

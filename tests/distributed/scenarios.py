@@ -84,8 +84,8 @@ class Scenarios:
             self.steps(step)
             weights.append(self.trainer.parameters())
         self.save("average")
-        average = self.trainer.averaged()
-        return {"weights": weights, "average": average, "after": self.trainer.parameters()}
+        average, distance = self.trainer.averaged(), self.trainer.distributed.ema_distance()
+        return {"weights": weights, "average": average, "after": self.trainer.parameters(), "distance": distance}
 
     def elastic(self) -> dict[str, Any]:
         """The weights and their average as another strategy has saved them."""
@@ -110,7 +110,7 @@ class Scenarios:
         kept = self.trainer.parameters()
         self.load(self.folder / "both")
         self.save("one")
-        one_average = self.trainer.averaged()
+        one_average, distance = self.trainer.averaged(), self.trainer.distributed.ema_distance()
         self.steps(*range(HALF))
         one = self.trainer.parameters()
         self.save("one later")
@@ -118,7 +118,7 @@ class Scenarios:
         self.load(self.folder / "one later")
         self.save("both again")
         weights = {"both": both, "kept": kept, "one": one, "both_again": self.trainer.parameters()}
-        return {**weights, "both_average": both_average, "one_average": one_average}
+        return {**weights, "both_average": both_average, "one_average": one_average, "distance": distance}
 
     def changed(self, optimizer: str, **settings: Any) -> dict[str, Any]:
         """Go on from `both` with another optimizer or micro-batch."""

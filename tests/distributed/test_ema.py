@@ -1,5 +1,7 @@
 """The moving average of flat tensors, without any processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,3 +41,16 @@ def test_an_average_that_was_not_saved_begins_with_the_weights() -> None:
     flats[1].values.fill_(3.0)
     ema.set(1, None)
     assert [v.tolist() for v in ema.values] == [[7.0, 7.0], [3.0, 3.0]]
+
+
+def test_squares_are_those_of_what_this_rank_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.distributed.ema.AT_A_TIME", 2)
+    flats = [whole("a", torch.nn.Parameter(torch.zeros(5))), whole("b", torch.nn.Parameter(torch.zeros(3)))]
+    others = replace(whole("c", torch.nn.Parameter(torch.ones(4))), saved=False)
+    ema = Ema(EmaConfig(decay=0.9), [*flats, others])
+    assert ema.squares().tolist() == [0.0, 0.0]
+    flats[0].values.fill_(3.0)
+    flats[1].values.fill_(1.0)
+    ema.set(1, torch.full((3,), 3.0))
+    assert ema.squares().tolist() == pytest.approx([5 * 9.0 + 3 * 4.0, 5 * 9.0 + 3 * 1.0])
+    assert Ema(EmaConfig(decay=0.9), [others]).squares().tolist() == [0.0, 0.0]

@@ -111,6 +111,9 @@ def test_ranks_share_a_loss_and_flags(launch, strategy: str, world: int, optimiz
     assert finite.tolist() == [(1 + world) / 2, 1.0, 0.0, world]
     assert nan[0].isnan()
     assert nan[1:].tolist() == [1.0, 0.0, world]
+    added = launch(strategy, world, optimizer).results["added"]
+    assert added[0].isnan()
+    assert added[1:].tolist() == [1.0, 0.0, world, *[world * (world + 1) / 2] * 4]
 
 
 @pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)])

@@ -55,6 +55,13 @@ def joined(folder: Path, key: str) -> Weights:
     return {n: torch.cat([f[key] for f in sorted(fs, key=lambda f: f["start"])]) for n, fs in parts.items() if fs}
 
 
+def distance(weights: Weights, average: Weights, parts: list[str]) -> float:
+    """‖w − average‖ / ‖w‖ over some parts."""
+    names = [name for name in weights if name.split(".")[0] in parts]
+    row, other = (torch.cat([of[name].double().flatten() for name in names]) for of in (weights, average))
+    return float((row - other).norm() / row.norm())
+
+
 def blocks(folder: Path) -> dict[str, Weights]:
     """What all ranks have saved in blocks, by the pieces of the flat tensors."""
     return {str(block["pieces"]): block["state"] for state in states(folder) for block in state["blocks"]}
@@ -109,6 +116,7 @@ def test_an_average_is_what_its_formula_says(results: Results, strategy: str, ca
         assert not torch.allclose(average, later[-1][name].double(), rtol=0.0, atol=1e-4)
     assert equal(found["average"], {**found["average"], **of_part(first, "frozen")})
     assert equal(found["after"], later[-1])
+    assert found["distance"] == pytest.approx(distance(found["after"], found["average"], ["first", "second"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(("saved", "loaded"), pairwise(WORLD))
@@ -137,6 +145,9 @@ def test_phases_keep_what_rests_and_what_goes_on(results: Results, folders: dict
     found, folder = results[strategy]["phases"], folders[strategy]
     assert equal(found["kept"], found["both"])  # a rebuild changes no weights
     assert equal(found["one_average"], found["both_average"])
+    # What rests is as far from its average as it was, and counts.
+    apart = distance(found["both"], found["both_average"], ["first", "second"])
+    assert found["distance"] == pytest.approx(apart, rel=1e-5)
     assert equal(of_part(found["one"], "second"), of_part(found["both"], "second"))
     assert not equal(of_part(found["one"], "first"), of_part(found["both"], "first"))
     assert equal(found["both_again"], found["one"])

@@ -231,8 +231,9 @@ def main() -> None:
         trainer.step(step, RATES)
     results["end_vetoed"] = trainer.parameters()
     loss = torch.tensor(float("nan") if distributed.is_main else 1.0)
-    flags = [distributed.is_main, False, True]
+    flags, sums = [distributed.is_main, False, True], torch.full((2, 2), 1.0 + distributed.rank)
     results["shared"] = [distributed.share(torch.tensor(1.0 + distributed.rank), flags), distributed.share(loss, flags)]
+    results["added"] = distributed.share(loss, flags, sums)
     if distributed.is_main:
         torch.save(results, output)
     distributed.barrier()

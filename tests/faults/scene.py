@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tests.processes import DEADLINE_S, assert_alone, finish, launch, wait_until
 STEPS, EVERY, BATCH = 12, 3, 8
 """The run's length, its steps between checkpoints, and the samples of a step."""
 INJECT = Path(__file__).with_name("inject")
-EXACT = ("step", "loss", "grad_norm", "lr", "epoch", "samples_seen", "phase")
+EXACT = ("step", "loss", "loss_by_decile", "grad_norm", "lr", "epoch", "samples_seen", "phase")
 """What is the same to the last digit in a run that nothing befalls."""
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 
@@ -79,7 +80,12 @@ class Scene:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def start(
-        self, *overrides: str, faults: Sequence[Fault] = (), restarts: int = 0, processes: int | None = None
+        self,
+        *overrides: str,
+        faults: Sequence[Fault] = (),
+        restarts: int = 0,
+        processes: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.Popen[bytes]:
         """Start the command, with faults to come; see inject/sitecustomize.py."""
         path = os.pathsep.join([str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -89,7 +95,7 @@ class Scene:
             *overrides,
             processes=processes or self.processes,
             restarts=restarts,
-            environment={"PYTHONPATH": path, "LONGHAUL_FAULTS": json.dumps(faults)},
+            environment={"PYTHONPATH": path, "LONGHAUL_FAULTS": json.dumps(faults), **environment},
         )
 
     def finish(self, *overrides: str, faults: Sequence[Fault] = (), processes: int | None = None) -> Path:

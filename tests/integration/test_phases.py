@@ -73,8 +73,8 @@ def whole(strategy: str, shards: Path, tiny_model: Path, tmp_path_factory: pytes
 def assert_same(run: Path, other: Path) -> None:
     """Losses, rates, validations, draws and the exported model are the same to the last digit."""
     for name, columns in (
-        ("metrics", ("step", "loss", "grad_norm", "lr", "phase", "epoch")),
-        ("validation", ("step", "loss", "by_decile")),
+        ("metrics", ("step", "loss", "loss_by_decile", "grad_norm", "lr", "phase", "epoch")),
+        ("validation", ("step", "loss", "by_decile", "ema_distance")),
     ):
         lines, others = (read_lines(folder / f"{name}.jsonl") for folder in (run, other))
         assert [[line[c] for c in columns] for line in lines] == [[line[c] for c in columns] for line in others]

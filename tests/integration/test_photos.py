@@ -99,6 +99,15 @@ def losses(run: Path) -> list[str]:
 
 
 @pytest.mark.timeout(900)
+def test_grids_of_samples_are_the_same_to_the_bit(uninterrupted: Path, killed_twice: Path) -> None:
+    names = ["step-00000000-64x64.png", f"step-{STEPS:08d}-64x64.png"]
+    for name in names:
+        assert (killed_twice / "samples" / name).read_bytes() == (uninterrupted / "samples" / name).read_bytes()
+    assert sorted(path.name for path in (uninterrupted / "samples").iterdir()) == names
+    assert "samples failed" not in [event["kind"] for event in read_lines(uninterrupted / "events.jsonl")]
+
+
+@pytest.mark.timeout(900)
 def test_the_losses_are_the_same_to_the_digit(uninterrupted: Path, killed_twice: Path) -> None:
     kinds = [event["kind"] for event in read_lines(killed_twice / "events.jsonl")]
     assert kinds.count("resumed") == 2

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import Preempted, UserError
-from finetune.lifecycle.starts import FILE_NAME, Start, ended, last_began, repeated_crashes, started
+from finetune.lifecycle.starts import FILE_NAME, Start, ended, last_began, repeated_crashes, started, starts_before
 from finetune.monitor.files import read_lines
 from tests.lifecycle.test_lock import Ranks
 
@@ -43,6 +43,16 @@ def test_three_kills_in_one_step_stop_the_fourth_start(tmp_path: Path) -> None:
     ) as refused:
         begin(tmp_path, 41)
     assert [line.split("  ")[1] for line in refused.value.details] == ["killed"] * 3
+
+
+def test_starts_before_this_one_are_counted_however_they_ended(tmp_path: Path) -> None:
+    assert starts_before(tmp_path) == 0
+    for before in range(3):
+        begin(tmp_path, killed_at=before)
+        assert starts_before(tmp_path) == before
+    fail(tmp_path, 5, Preempted("saved"))
+    begin(tmp_path)
+    assert starts_before(tmp_path) == 4
 
 
 def test_a_refusal_is_no_crash_and_a_higher_limit_tries_again(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow
 from finetune.monitor.config import MonitorConfig, WandbConfig
 from finetune.monitor.files import read_lines
-from finetune.monitor.intervals import Interval, combined
+from finetune.monitor.intervals import GROUPS, Interval, combined
 from finetune.monitor.ledger import read_ledger
+from finetune.monitor.metrics import MetricsLog
 from finetune.monitor.status import health, read_status
 from finetune.monitor.watch import Watch
 from finetune.step import trial_batch
@@ -75,6 +76,63 @@ def test_speed_is_images_over_time(tmp_path: Path) -> None:
     assert {line["images_per_s"] for line in read_lines(tmp_path / "metrics.jsonl")} == {BATCH / 0.5}
     status = read_status(tmp_path)
     assert (status["state"], status["step"], status["eta_s"]) == ("finished", 3, 17 * 0.5)
+
+
+def test_an_interval_is_a_line_and_the_newest_is_in_the_status(tmp_path: Path) -> None:
+    (tmp_path / "starts.jsonl").write_text('{"kind": "began"}\n' * 3)
+    with open_watch(tmp_path) as watch:
+        for step in (1, 2):
+            record(watch, step)
+        flush(watch, images_per_s=7.0, gpu_memory_peak_gib=3.5)
+        watch.saved(2, tmp_path / "step-00000002", 1.5)
+        record(watch, 3)
+        flush(watch, [bad(3, 1)], images_per_s=8.0, gpu_memory_peak_gib=4.5)
+        wait_until(lambda: "step_s_p50" in read_status(tmp_path))
+    first, second = read_lines(tmp_path / "intervals.jsonl")
+    keys = {key for keys in GROUPS.values() for key in keys}
+    assert keys | {"step", "seconds", "epoch", "buckets", "bad_samples"} == second.keys()
+    assert (first["step"], first["checkpoint_s"], first["checkpoint_age_s"], first["bad_samples"]) == (
+        2,
+        None,
+        None,
+        {},
+    )
+    assert (second["step"], second["checkpoint_s"], second["bad_samples"]) == (3, 1.5, {"broken": 1})
+    assert 0.0 <= second["checkpoint_age_s"] < 60.0
+    assert (second["updates"], second["skipped"], second["rollbacks"], second["restarts"]) == (3, 0, 0, 2)
+    assert second["buckets"] == {"64x32": BATCH}
+    status = read_status(tmp_path)
+    assert (status["images_per_s"], status["gpu_memory_peak_gib"], status["step_s_p50"]) == (8.0, 4.5, 0.5)
+    assert status["eta_s"] == second["eta_s"] == 17 * 0.5
+    assert abs(time.time() - status["checkpoint_time"]) < 60.0
+
+
+def test_trackers_get_what_is_known_of_an_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[int, dict[str, float]] = {}
+    with open_watch(tmp_path) as watch:
+        monkeypatch.setattr(watch._trackers, "log", lambda step, values: sent.setdefault(step, {}).update(values))
+        for step in (1, 2):
+            record(watch, step)
+        flush(watch)
+        watch.validated(2, {**VALIDATED, "ema_distance": 0.25})
+    assert sent.keys() == {1, 2}
+    assert not any(name.startswith(("speed/", "data/", "loss/")) for name in sent[1])
+    assert sent[2]["speed/step_s_p50"] == sent[2]["step_s"] == 0.5
+    assert sent[2]["data/empty_prompt_share"] == 0.25
+    assert sent[2]["buckets/64x32"] == BATCH
+    assert sent[2]["loss/timesteps_10%"] == 1.5  # the mean of 1 and 2
+    assert sent[2]["validation/ema_distance"] == 0.25
+    assert not {"loss/timesteps_00%", "speed/mfu", "speed/gpu_memory_peak_gib", "data/cache_hits"} & sent[2].keys()
+    assert all(isinstance(value, float) for value in sent[2].values())
+
+
+def test_a_heartbeat_makes_sure_of_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_watch(tmp_path) as watch:
+        synced = list[str]()
+        monkeypatch.setattr(MetricsLog, "sync", lambda log: synced.append(log._path.stem))
+        wait_until(lambda: set(synced) == {"metrics", "intervals", "validation"})
+        record(watch, 1)
+        assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def pretend_run(folder: Path, steps: int = STEPS, **status: Any) -> Path:
         checkpoint = folder / "checkpoints" / f"step-{(steps - back) // 1000 * 1000:08d}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "manifest.json").write_text("{}")
+        os.utime(checkpoint / "manifest.json", (written := now - 0.25 * 3600 - back * STEP_S, written))
     said = {"state": "running", "step": steps, "total_steps": TOTAL, "name": folder.name, "host": "foxbox", "pid": 4127}
     beat = {
         "heartbeat": now - 2.0,

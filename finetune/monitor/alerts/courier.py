@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -86,8 +87,6 @@ class Courier:
             self._say(f"not delivered: {state.args[0].title} ({error}); it is tried again")
 
     def _say(self, text: str) -> None:
-        print(
-            f"{datetime.now(UTC).isoformat(timespec='seconds')}  {self._place.name}  {text}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # a full disk, where alerts.log lies
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            print(f"{time}  {self._place.name}  {text}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """What a watcher has read, told and not yet delivered, kept in alerts.json, so that no start tells anything twice."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Outbox:
     silent: list[Any] | None = None
     """Whose silence has been told: host, pid, and time of its last heartbeat."""
     throttle: Throttle = field(init=False)
+    _saved: str = field(init=False, default="")
     letters: list[Letter] = field(default_factory=list)
     """What some place has not taken yet."""
     fresh: list[Letter] = field(default_factory=list)
@@ -69,14 +70,19 @@ class Outbox:
         self.letters = [one for one in self.letters if one.to]
 
     def save(self) -> None:
-        """Write the file."""
+        """Write the file if something is otherwise. What cannot be written now, as the disk is full, is written with a
+        later call: an alert of it must not wait."""
         state = {
             "offset": self.offset,
             "silent": self.silent,
             **asdict(self.throttle.memory),
             "letters": [asdict(letter) for letter in self.letters],
         }
-        replace_text(self.path, json.dumps(state, ensure_ascii=False, indent=1))
+        text = json.dumps(state, ensure_ascii=False, indent=1)
+        if text != self._saved:
+            with suppress(OSError):
+                replace_text(self.path, text)
+                self._saved = text
 
     def _load(self, state: dict[str, Any]) -> None:
         self.offset, self.silent = state["offset"], state["silent"]
@@ -84,7 +90,7 @@ class Outbox:
             {key: Said(**said) for key, said in state["said"].items()},
             state["sent"],
             state["sent_severe"],
-            Counter(state["held"]),
+            state["held"],
         )
         for letter in state["letters"]:
             # Whoever watches with other places than the one before gives theirs what is left.

@@ -13,6 +13,8 @@ LONGEST_TEXT = 1500
 """In characters; Discord refuses more than 2,000."""
 TIMEOUT_S = 60.0
 """An answer has to have come by then."""
+APART_S = 1.0
+"""Between two alerts to one address."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,15}(?=://)", re.IGNORECASE)
 _STATUS = re.compile(r"error=(\d{3})\b")
 """In what Apprise logs of an answer."""
@@ -45,6 +47,7 @@ class Place:
                 f"address {number} for alerts ({scheme.group() if scheme else 'without a scheme'}), of those in "
                 "monitor.alerts.to or --to, is not understood: docs/alerts.md says how each is written"
             )
+        self._apprise[0].request_rate_per_sec = APART_S  # Apprise's name for it; its 5.5 s would hold up the last alert
         self.name = f"{self._apprise[0].service_name} ({number})"
         """The service, with the number: all that is ever told of it."""
 
@@ -59,7 +62,7 @@ class Place:
         """
         text = harmless(alert.text or alert.title)
         title = harmless(f"{run}: {alert.title}")
-        result = self._apprise.notify(body=text, title=title, notify_type=alert.level, timeout=TIMEOUT_S)
+        result = self._apprise.notify(text, title, alert.level, body_format="text", timeout=TIMEOUT_S)
         if not result:
             logged = " ".join(entry.message for entry in result.logs())
             status = _STATUS.search(logged)

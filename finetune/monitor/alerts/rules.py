@@ -117,7 +117,7 @@ def _data_back(event: Event) -> Alert:
 
 
 def _change_passed_over(event: Event) -> Alert:
-    return Alert("data change passed over", "warning", "a change of the data was passed over", event["reason"])
+    return Alert("data change passed over", "warning", "a change of the data was passed over", str(event["reason"]))
 
 
 def _disk(event: Event) -> Alert:
@@ -126,11 +126,11 @@ def _disk(event: Event) -> Alert:
 
 
 def _checkpoint_failed(event: Event) -> Alert:
-    return Alert("checkpoint failed", "failure", "a checkpoint could not be saved", event["reason"])
+    return Alert("checkpoint failed", "failure", "a checkpoint could not be saved", str(event["reason"]))
 
 
 def _damaged(event: Event) -> Alert:
-    return Alert("damaged checkpoint", "warning", "a damaged checkpoint was passed over", event["reason"])
+    return Alert("damaged checkpoint", "warning", "a damaged checkpoint was passed over", str(event["reason"]))
 
 
 def _upload(event: Event) -> Alert | None:
@@ -139,13 +139,13 @@ def _upload(event: Event) -> Alert | None:
 
 
 def _upload_failed(event: Event) -> Alert:
-    return Alert("upload failed", "warning", "a copy of a checkpoint could not be made", event["reason"])
+    return Alert("upload failed", "warning", "a copy of a checkpoint could not be made", str(event["reason"]))
 
 
 def _export(event: Event) -> Alert | None:
     if not event["error"]:
         return None
-    return Alert("export failed", "warning", f"the export of step {event['step']:,} failed", event["error"])
+    return Alert("export failed", "warning", f"the export of step {event['step']:,} failed", str(event["error"]))
 
 
 def _tracker(event: Event) -> Alert:
@@ -170,15 +170,15 @@ def _finished(event: Event) -> Alert:
 
 
 def _preempted(event: Event) -> Alert:
-    return Alert("preempted", "info", "preempted", event["reason"])
+    return Alert("preempted", "info", "preempted", str(event["reason"]))
 
 
 def _stopped(event: Event) -> Alert:
-    return Alert("stopped", "warning", "stopped by hand", event["reason"])
+    return Alert("stopped", "warning", "stopped by hand", str(event["reason"]))
 
 
 def _failed(event: Event) -> Alert:
-    return Alert("failed", "failure", "failed", event["reason"])
+    return Alert("failed", "failure", "failed", str(event["reason"]))
 
 
 _RULES: Mapping[str, Callable[[Event], Alert | None]] = {

@@ -3,7 +3,6 @@
 Pure but for what it remembers: the time is always given, so that what it decides follows from what it was asked.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ class Memory:
     """When alerts were sent, in the last hour."""
     sent_severe: list[float] = field(default_factory=list)
     """The same of severe ones."""
-    held: Counter[str] = field(default_factory=Counter)
+    held: dict[str, int] = field(default_factory=dict)
     """How many alerts of each key are held back."""
 
 
@@ -63,7 +62,7 @@ class Throttle:
             return None
         sent = self._recent(alert.severe, now)
         if len(sent) >= self._per_hour:
-            self.memory.held[alert.key] += 1
+            self.memory.held[alert.key] = self.memory.held.get(alert.key, 0) + 1
             return None
         sent.append(now)
         self.memory.said[alert.key] = Said(now)
@@ -72,7 +71,7 @@ class Throttle:
 
     def summary(self, now: float) -> Alert | None:
         """What is held back, in one alert, once there is room for it."""
-        count, sent = self.memory.held.total(), self._recent(False, now)
+        count, sent = sum(self.memory.held.values()), self._recent(False, now)
         if not count or len(sent) >= self._per_hour:
             return None
         sent.append(now)
@@ -86,7 +85,7 @@ class Throttle:
 
     def _held(self) -> str:
         """What is held back, which counts as told then."""
-        told = ", ".join(f"{count:,} × {key}" for key, count in self.memory.held.most_common())
+        told = ", ".join(f"{count:,} × {key}" for key, count in self.memory.held.items())
         self.memory.held.clear()
         return f"Held back until now: {told}." if told else ""
 

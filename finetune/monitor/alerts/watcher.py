@@ -202,6 +202,10 @@ def watch(folder: Path, to: list[Place], config: AlertsConfig, pid: int | None =
             lease.acquire(poll_interval=LOOK_S / 2, cancel_check=lambda: start is not None and not start.alive)
         except Timeout:  # the start is over, and another watcher speaks
             return
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error}): a watcher keeps in it what it has told; make it writable"
+            ) from error
         try:
             Watcher(folder, to, config, start).watch(lost)
         finally:

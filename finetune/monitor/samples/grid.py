@@ -35,7 +35,7 @@ def sample_grids(
         pictures: in the order of `SamplesConfig.pictures`.
     """
     columns = len(config.guidance)
-    heads = [f"guidance {scale:g}" for scale in config.guidance]
+    heads = [f"cfg {scale:g}" for scale in config.guidance]
     left = iter(pictures)
     for width, height in config.sizes_px:
         rows = [Row([next(left) for _ in range(columns)], prompt.text, _note(prompt)) for prompt in prompts]

@@ -26,7 +26,7 @@ class Guarded:
         self._events = events
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
         self._dropped = 0
-        self._failed = False
+        self._failed = self._left = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -46,10 +46,10 @@ class Guarded:
     def leave(self, deadline: float) -> None:
         """Wait for the thread until a time of the monotonic clock, and go without it if it has not ended."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        left = self._thread.is_alive()
-        if left or self._dropped:
-            self._tell("tracker incomplete", lost=self._dropped + self._calls.qsize(), answers=not left)
-        if left or self._failed:
+        self._left = self._thread.is_alive()
+        if self._left or self._dropped:
+            self._tell("tracker incomplete", lost=self._dropped + self._calls.qsize(), answers=not self._left)
+        if self._left or self._failed:
             self._tracker.abandon()
 
     def _work(self) -> None:
@@ -60,7 +60,8 @@ class Guarded:
                 call(self._tracker)
         except BaseException as error:  # noqa: BLE001  whatever foreign code raises is told, and ends here
             self._failed = True
-            self._tell("tracker failed", reason=redacted(str(error)) or type(error).__name__)
+            if not self._left:
+                self._tell("tracker failed", reason=redacted(str(error)) or type(error).__name__)
         for _ in calls:  # what is still sent to a tracker that has failed
             pass
 

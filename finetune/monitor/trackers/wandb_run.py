@@ -125,6 +125,8 @@ class WandbTracker:
             wandb.teardown()  # which else has the id in use
             self._mode = "offline"
             self._run = self._start()
+        if self._mode == "online":  # what was not sent yet when an earlier start was killed
+            self._sent_step = min(self._sent_step, int(self._run.summary.get("step", -1)))
         # An axis of our own: wandb's internal step only counts what was sent.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

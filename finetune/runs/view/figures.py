@@ -61,11 +61,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "run": (
         Figure("checkpoint_age_s", "age of last checkpoint", duration, "longhaul_checkpoint_age_seconds"),
-        Figure("checkpoint_s", "took", duration, "longhaul_checkpoint_save_seconds"),
+        Figure("checkpoint_s", "last save took", duration, "longhaul_checkpoint_save_seconds"),
         Figure("updates", "updates", count, "longhaul_updates_total"),
         Figure("skipped", "skipped steps", count, "longhaul_skipped_steps_total"),
         Figure("rollbacks", "rollbacks", count, "longhaul_rollbacks_total"),
         Figure("restarts", "restarts", count, "longhaul_restarts_total"),
+        Figure("requests_waiting", "requests not taken yet", count, "longhaul_requests_waiting"),
     ),
 }
 """By group, in the order in which they are shown."""
@@ -73,11 +74,18 @@ KEYS = tuple(figure.key for figures in FIGURES.values() for figure in figures)
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The figures that a run has, by group and label. What another version has written otherwise is left out."""
-    found: dict[str, dict[str, str]] = {}
-    for group, figures in FIGURES.items():
-        for figure in figures:
-            with suppress(TypeError, ValueError, AttributeError):
-                if figure.key in values:
-                    found.setdefault(group, {})[figure.label] = figure.shown(values[figure.key])
-    return found
+    """The figures that a run has, by group and label."""
+    groups = {
+        group: {
+            figure.label: text for figure in figures if (text := said(figure.shown, values, figure.key)) is not None
+        }
+        for group, figures in FIGURES.items()
+    }
+    return {group: texts for group, texts in groups.items() if texts}
+
+
+def said(form: Shown, values: Mapping[str, Any], key: str) -> str | None:
+    """A figure as it is shown; None where it is missing, or another version has written it otherwise."""
+    with suppress(TypeError, ValueError, AttributeError):
+        return form(values[key]) if key in values else None
+    return None

@@ -12,7 +12,9 @@ from finetune.checkpoint.names import MANIFEST, finished
 from finetune.errors import UserError
 from finetune.monitor.events import EVENTS
 from finetune.monitor.status import ENDED, health, read_status
+from finetune.redact import redacted
 from finetune.runs.view.tail import Line, last_lines, mean
+from finetune.runs.view.words import duration
 
 METRICS, INTERVALS, VALIDATION = "metrics.jsonl", "intervals.jsonl", "validation.jsonl"
 RECENT_STEPS = 50
@@ -54,6 +56,8 @@ class Overview:
     """The last ones, newest first."""
     checkpoints: Sequence[Saved]
     """Oldest first."""
+    requests: int
+    """Requests in control/ that the run has not taken yet."""
 
     @property
     def name(self) -> str:
@@ -79,6 +83,7 @@ class Overview:
             "ema_distance": self.validation.get("ema_distance"),
             "loss_mean": self.recent.get("loss"),
             "loss_by_decile": self.recent.get("loss_by_decile"),
+            "requests_waiting": self.requests or None,
         }
         if self.checkpoints:
             named["checkpoint_age_s"] = max(0.0, self.now - self.checkpoints[-1].time)
@@ -101,19 +106,22 @@ class Overview:
     @property
     def sentence(self) -> str:
         """How it is, in a sentence."""
+        silent, does = duration(self.heartbeat_age_s), "starting" if self.status["state"] == "starting" else "training"
         said = {
-            "healthy": f"training, last sign of life {self.heartbeat_age_s:.0f} s ago",
-            "stale": f"no sign of life for {self.heartbeat_age_s:,.0f} s",
+            "healthy": f"{does}, last sign of life {silent} ago",
+            "stale": f"no sign of life for {silent}",
+            "paused": "it waits for data",
             "finished": "it has done all its steps",
-            "preempted": "it was asked to stop and has saved: start it again",
+            "preempted": "it was asked to stop and has saved",
             "stopped": "it was stopped by hand",
             "failed": "it has failed",
-            "paused": "it waits for data",
-        }
+        }[self.health]
         outage, reason = self.status.get("outage"), self.status.get("reason")
         if self.health == "paused" and isinstance(outage, dict):
-            return f"it waits for {outage.get('what')}: {outage.get('reason')}"
-        return f"{said[self.health]}: {reason}" if reason and self.over else said[self.health]
+            said = f"it waits for {outage.get('what')}: {outage.get('reason')}"
+        elif self.over and reason:
+            said = f"{said}: {reason}"
+        return redacted(said)
 
 
 def overview(folder: Path) -> Overview:
@@ -134,6 +142,7 @@ def overview(folder: Path) -> Overview:
             recent=_averaged(lines),
             events=last_lines(folder / EVENTS, RECENT_EVENTS)[::-1],
             checkpoints=list(_saved(folder / "checkpoints")),
+            requests=len(list((folder / "control").glob("*.json"))),
         )
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): look at the disk, or try again") from error

@@ -41,8 +41,8 @@ class Access:
             )
         if token and len(token) < SHORTEST_TOKEN:
             raise UserError(f"the token has {len(token)} letters: use at least {SHORTEST_TOKEN} random ones")
-        own = LOOPBACK_NAMES if loopback else frozenset()
-        return cls(own | {host.lower()} | {name.lower() for name in more_names}, host in EVERYWHERE, token or None)
+        names = {name.lower() for name in (host, *more_names, *(LOOPBACK_NAMES if loopback else ()))}
+        return cls(frozenset(names - EVERYWHERE), host in EVERYWHERE, token or None)
 
     def knows(self, host: str | None) -> bool:
         """Whether a Host header names this server."""

@@ -8,7 +8,7 @@ from finetune.runs.view.curves import Point
 from finetune.runs.view.words import short
 
 WIDTH = 380
-LEFT, RIGHT, TOP, BOTTOM = 46, 376, 6, 120
+LEFT, RIGHT, TOP, BOTTOM = 52, 368, 6, 120
 """The edges of the curves in the picture."""
 TICKS = 4
 SMOOTHED = 0.04
@@ -85,7 +85,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def bars(values: Sequence[float | None]) -> list[Bar]:
     """A bar for each value from 0 up, side by side; those that are missing leave a gap."""
     highest = max((value for value in values if value is not None), default=0.0) or 1.0
-    width = (WIDTH + GAP) / len(values)
+    width = (WIDTH + GAP) / max(1, len(values))
     return [
         Bar(i * width, BARS * (1 - value / highest), width - GAP, BARS * value / highest, f"{value:.2g}")
         for i, value in enumerate(values)

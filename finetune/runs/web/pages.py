@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from finetune.errors import UserError
 from finetune.runs.view.curves import Curves, read_curves
 from finetune.runs.view.events import event_time, told, tone
-from finetune.runs.view.figures import shown
+from finetune.runs.view.figures import said, shown
 from finetune.runs.view.overview import Overview
 from finetune.runs.view.words import about, duration, fixed, percent, short
 from finetune.runs.web.chart import Chart, bars, chart
@@ -27,7 +27,7 @@ _TILES = {
     "images_per_s": ("images/s", short),
     "epoch": ("epoch", fixed(2)),
     "eta_s": ("to go", duration),
-    "checkpoint_age_s": ("checkpoint", lambda age: f"{about(age)} ago"),
+    "checkpoint_age_s": ("checkpoint age", about),
 }
 _ENVIRONMENT = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
 _ENVIRONMENT.filters.update(about=about, percent=percent, told=told, tone=tone)
@@ -42,7 +42,7 @@ def run_page(look: Overview, pictures: Mapping[str, int], root: str) -> str:
     """
     values = look.values
     newest = max(pictures.values(), default=None)
-    tiles = {label: form(values[key]) for key, (label, form) in _TILES.items() if key in values}
+    tiles = {label: text for key, (label, form) in _TILES.items() if (text := said(form, values, key)) is not None}
     return _ENVIRONMENT.get_template("run.html").render(
         look=look,
         root=root,

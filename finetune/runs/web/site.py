@@ -36,6 +36,10 @@ class Answer:
         return cls(status, HTML, html.encode(), headers)
 
 
+class NothingHere(Exception):
+    """There is nothing at a path."""
+
+
 class Site:
     """One run, or all that lie in a folder. A path is only ever compared with the names of what is there."""
 
@@ -53,7 +57,7 @@ class Site:
         """
         try:
             return self._answer([unquote(part) for part in path.split("/")[1:]], told=told)
-        except KeyError:
+        except NothingHere:
             return Answer.text(HTTPStatus.NOT_FOUND, "there is nothing here")
         except (UserError, OSError) as error:
             return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, str(error) if told else "unreadable")
@@ -65,7 +69,7 @@ class Site:
         )
 
     def _answer(self, parts: list[str], *, told: bool) -> Answer:
-        """Raises KeyError where there is nothing."""
+        """Raises NothingHere."""
         match parts:
             case [""]:
                 return _page(self._folder) if self._alone else Answer.page(runs_page(overviews(self._folder)))
@@ -78,15 +82,21 @@ class Site:
             case ["samples", name] if self._alone:
                 return _picture(self._folder, name)
             case ["runs", run, ""]:
-                return _page(self._runs()[run], "../../")
+                return _page(self._run(run), "../../")
             case ["runs", run, "healthz"]:
-                return _health(overview(self._runs()[run]), told=told)
+                return _health(overview(self._run(run)), told=told)
             case ["runs", run, "samples", name]:
-                return _picture(self._runs()[run], name)
-        raise KeyError(parts)
+                return _picture(self._run(run), name)
+        raise NothingHere
 
     def _runs(self) -> dict[str, Path]:
         return {self._folder.resolve().name: self._folder} if self._alone else runs_in(self._folder)
+
+    def _run(self, name: str) -> Path:
+        runs = self._runs()
+        if name not in runs:
+            raise NothingHere
+        return runs[name]
 
     def _readable(self) -> dict[str, Overview]:
         """The runs by the names of their folders, without those that cannot be read now."""
@@ -115,7 +125,7 @@ def _health(look: Overview, *, told: bool) -> Answer:
 
 def _picture(run: Path, name: str) -> Answer:
     if name not in pictures(run):
-        raise KeyError(name)
+        raise NothingHere
     path = run / "samples" / name
     kept = {"Cache-Control": "private, max-age=3600"}
     return Answer(HTTPStatus.OK, PICTURES[path.suffix.lower()], path.read_bytes(), kept)

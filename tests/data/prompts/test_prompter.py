@@ -80,6 +80,25 @@ def tagged(kept: list[Prompt]) -> list[Prompt]:
     return [prompt for prompt in kept if prompt.form != "caption"]
 
 
+def test_dropped_tags_are_those_that_a_prompt_could_have_had() -> None:
+    config = CaptionsConfig(
+        name="fox", mix=MixConfig(1.0, 0.0), tags=TagsConfig(remove=["sky"], drop=1.0, never_drop=["dog"])
+    )
+    prompt = draw(Labels(("dog", "sky", "sea", "Sea", "fox", "red"), ()), config)
+    assert prompt.text == "fox, dog"
+    assert {one.reason for one in prompt.gone} >= {"removed", "twice", "in the template"}
+    assert (len(prompt.tags), prompt.dropped, prompt.truncated) == (1, 2, False)
+
+
+def test_a_prompt_is_truncated_where_tags_or_words_do_not_fit() -> None:
+    many = tuple(f"tag{i}" for i in range(100))
+    tags = draw(Labels(many, ()), CaptionsConfig())
+    assert (tags.tokens, tags.dropped, tags.truncated) == (75, 25, True)
+    caption = draw(Labels((), (" ".join(many),)), CaptionsConfig())
+    assert (caption.tokens, caption.dropped, caption.truncated) == (75, 0, True)
+    assert not draw(Labels(many[:75], ()), CaptionsConfig()).truncated
+
+
 def test_prompts_are_emptied_at_their_rate(prompts: list[Prompt]) -> None:
     emptied = [prompt for prompt in prompts if prompt.form == EMPTIED]
     assert near(len(emptied), 0.1, DRAWS)

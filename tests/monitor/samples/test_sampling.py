@@ -14,40 +14,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from finetune.checkpoint.export import build_pipeline, export
-from finetune.diffusion.config import DiffusionConfig
+from finetune.checkpoint.export import export
 from finetune.model.config import ModelConfig
-from finetune.model.families import load_components
-from finetune.model.text import PromptTokenizer
-from finetune.monitor.samples.config import Picture, Prompt
+from finetune.monitor.samples.config import Picture
 from finetune.monitor.samples.sampling import Sampler
 from tests.helpers import Letters
+from tests.monitor.samples.tiny import opened, pixels, wanted
 
 LONG = " ".join(["picture"] * 100)
-
-
-def opened(folder: Path, clip_skip: int | None = None, dtype: torch.dtype | None = None, **diffusion: Any) -> Sampler:
-    """A model that has not been trained."""
-    components = load_components(ModelConfig(path=str(folder), clip_skip=clip_skip))
-    pipeline = build_pipeline(components, DiffusionConfig(**diffusion))
-    tokenizer = PromptTokenizer(components.tokenizers, 225)
-    autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
-    return Sampler(pipeline, tokenizer, components.prompt_encoder, autocast)
 
 
 @pytest.fixture
 def sampler(tiny_model: Path) -> Sampler:
     return opened(tiny_model)
-
-
-def wanted(
-    text: str = "tag", seed: int = 0, negative: str = "", height: int = 96, guidance: float = 7.0, steps: int = 2
-) -> Picture:
-    return Picture(Prompt(text, seed, negative), 64, height, guidance, 0.7, steps)
-
-
-def pixels(picture: Image.Image) -> npt.NDArray[np.int64]:
-    return np.asarray(picture).astype(np.int64)
 
 
 def sampled(sampler: Sampler, pictures: Sequence[Picture], at_most: int, world: int = 1) -> list[Image.Image]:
