@@ -39,4 +39,4 @@ def site_link(link: re.Match[str], folder: Path) -> str:
     page = ABOVE.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
     if page:
         return f"{link['image']}[{link['text']}]({page}{link['anchor'] or ''})"
-    return f"`{path}`" if link["text"] == path else f"{link['text']} (`{path}`)"
+    return f"`{path}`" if path.endswith(link["text"]) else f"{link['text']} (`{path}`)"

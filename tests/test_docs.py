@@ -109,6 +109,7 @@ def test_a_link_that_leads_nowhere_ends_the_build_of_the_site(tmp_path: Path) ->
         ("[phases](phases.md#validation)", "[phases](phases.md#validation)"),
         ("[the batch file](../launch/slurm.sbatch)", "the batch file (`launch/slurm.sbatch`)"),
         ("[launch/slurm.sbatch](../launch/slurm.sbatch)", "`launch/slurm.sbatch`"),
+        ("[slurm.sbatch](../launch/slurm.sbatch)", "`launch/slurm.sbatch`"),
         ("[changes](../CHANGELOG.md)", "[changes](changes.md)"),
         ("![weights](weights.png)", "![weights](weights.png)"),
         ("[gone](../launch/gone.yaml)", "[gone](../launch/gone.yaml)"),
