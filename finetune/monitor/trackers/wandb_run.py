@@ -145,7 +145,6 @@ class WandbTracker:
                 console="off",
                 # What wandb would tell of the machine includes the command line, which may hold secrets.
                 disable_git=True,
-                x_disable_meta=True,
                 x_disable_machine_info=True,
                 x_disable_stats=not self._config.system,
                 init_timeout=INIT_S,

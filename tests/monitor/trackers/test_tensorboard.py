@@ -61,6 +61,7 @@ def test_a_rollback_strikes_out_what_it_takes_back(tmp_path: Path) -> None:
     assert curve(tmp_path) == whole(range(1, 16), range(31, 32), range(41, 46))
 
 
+@pytest.mark.slow
 def test_a_killed_run_s_file_opens(tmp_path: Path) -> None:
     settled = 3 * tensorboard.FLUSH_S
     process = tracked.start(tmp_path, {}, until=500, end="killed", tensorboard=True, settle_s=settled)

@@ -25,8 +25,6 @@ from finetune.monitor.trackers.wandb_run import WandbTracker, has_wandb_key
 from tests import tracked
 from tests.wandb_server import KEY, LOOPBACK, StoredRun, WandbServer, wandb_server
 
-pytestmark = pytest.mark.xdist_group("wandb")  # its library keeps to one server per process
-
 
 @pytest.fixture(autouse=True)
 def _without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -97,6 +95,7 @@ def runs_in_order(folder: Path, server: WandbServer) -> list[StoredRun]:
     return runs
 
 
+@pytest.mark.slow
 def test_offline_starts_are_joined_by_sync(tmp_path: Path) -> None:
     a_day(tmp_path, "offline")
     assert not (tmp_path / "events.jsonl").exists()
@@ -114,6 +113,7 @@ def test_offline_starts_are_joined_by_sync(tmp_path: Path) -> None:
         assert_one_axis(run)
 
 
+@pytest.mark.slow
 def test_online_starts_go_on_with_the_same_id(tmp_path: Path, server: WandbServer) -> None:
     a_day(tmp_path, "auto")
     assert not (tmp_path / "events.jsonl").exists()
@@ -240,6 +240,7 @@ def test_a_server_that_falls_silent_keeps_nobody(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "wandb").glob("run-*/*.wandb"))) == 1
 
 
+@pytest.mark.slow
 def test_a_process_whose_wandb_is_stopped_ends(tmp_path: Path) -> None:
     """wandb would wait for its own process when the interpreter exits."""
     process = tracked.start(tmp_path, {}, until=3, end="stopped", mode="offline", settle_s=3.0, close_s=1.0)
@@ -282,6 +283,7 @@ def test_whatever_wandb_does_ends_in_an_event(
     released.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_no_secret_is_in_any_file_or_sent(tmp_path: Path, server: WandbServer, mode: str) -> None:
     """Of the command line, the environment and URLs in both."""

@@ -1,0 +1,73 @@
+"""What the run's watch tells the trackers, and which there are."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.errors import Preempted
+from finetune.monitor import watch as module
+from tests import tracked
+from tests.monitor.test_watch import open_watch, record
+
+
+class Recorder:
+    """Stands in for all trackers."""
+
+    def __init__(self, **opened: Any) -> None:
+        self.opened = opened
+        self.asked: list[tuple[object, ...]] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.asked.append(("log", step))
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        self.asked.append(("alert", title, text, level))
+
+    def rolled_back(self, step: int) -> None:
+        self.asked.append(("rolled_back", step))
+
+    def close(self, ended: str) -> None:
+        self.asked.append(("close", ended))
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    opened: list[Recorder] = []
+
+    def open_recorder(*_: object, **named: Any) -> Recorder:
+        opened.append(Recorder(**named))
+        return opened[-1]
+
+    monkeypatch.setattr(module, "open_trackers", open_recorder)
+    return opened
+
+
+def test_they_are_told_of_resumes_rollbacks_and_ends(tmp_path: Path, recorders: list[Recorder]) -> None:
+    with suppress(Preempted), open_watch(tmp_path) as watch:
+        for step in range(1, 9):
+            record(watch, step)
+        watch.flush([])
+        raise Preempted
+    with open_watch(tmp_path, done_steps=5) as watch:
+        for step in range(6, 10):
+            record(watch, step)
+        watch.flush([])
+        watch.rolled_back(6, 12, "10 bad steps")
+    first, second = recorders
+    places = [(one.opened["done_steps"], one.opened["superseded_steps"]) for one in recorders]
+    assert places == [(0, 0), (5, 3)]
+    assert first.asked == [*(("log", step) for step in range(1, 9)), ("close", "preempted")]
+    assert second.asked[4:] == [
+        ("rolled_back", 6),
+        ("alert", "rolled back", "10 bad steps", "warn"),
+        ("close", "finished"),
+    ]
+
+
+def test_none_are_opened_where_the_recipe_wants_none(tmp_path: Path) -> None:
+    to = tracked.open_all(tmp_path, mode="disabled", tensorboard=False)
+    tracked.send(to, range(1, 4))
+    to.close("finished")
+    assert list(tmp_path.iterdir()) == []
