@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,39 +66,68 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
     Raises:
         UserError: something in the recipe, the data, the model or the run's folder has to be mended first.
     """
-    folder, health = config.run_folder, config.health
-    on_main(distributed, lambda: bool(places(config.monitor.alerts.to)))  # or a wrong one is told after the model
-    with locked(folder, distributed, say) as lock:
-        store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
+    folder = config.run_folder
+    on_main(distributed, lambda: bool(places(config.monitor.alerts.to)))
+    with (
+        locked(folder, distributed, say) as lock,
+        watched(folder, config.monitor.alerts) if distributed.is_main else nullcontext(),
+        ExitStack() as within,
+    ):
         events = EventLog(folder / EVENTS)
-        report = partial(tell, events)
-        checkpoint = find_checkpoint(config, store, report)
-        before = on_main(distributed, lambda: taken_pulse(folder / PULSES))
-        with (
-            started(
-                folder,
-                distributed,
-                checkpoint.step if checkpoint else 0,
-                killed_at=before.step if before else 0,
-                killed_by=f"killed in {before.activity}" if before else "killed before it began",
-                max_crashes_at_step=config.run.max_crashes_at_step,
-            ) as start,
-            closing(Pulse(folder / PULSES, distributed.rank)) as pulse,
-            Watchdog(
-                pulse,
-                folder,
-                world=distributed.world,
-                stall_s=health.stall_s,
-                notes=folder / NOTES,
-                tell=partial(tell_stall, events) if distributed.is_main else None,
-            ),
-        ):
-            pulse.at(checkpoint.step if checkpoint else 0, "starting")
-            parts = Parts(config, distributed, checkpoint)
-            checkpoint_bytes = sum(distributed.gather(parts.state_bytes))
-            store.check_room(checkpoint_bytes)
-            with open_watch(parts, checkpoint_bytes) if distributed.is_main else nullcontext() as watch:
-                yield Opening(parts, store, report, lock, start, pulse, watch)
+        with failure_told(events, distributed):
+            opening = opened_within(within, config, distributed, events, lock)
+        yield opening
+
+
+def opened_within(
+    within: ExitStack, config: Config, distributed: Distributed, events: EventLog, lock: RunLock
+) -> Opening:
+    """What `opened` gives, with all that has to be closed again in `within`."""
+    folder, health = config.run_folder, config.health
+    store = CheckpointStore(folder / "checkpoints", config.checkpoint, distributed.side_channel())
+    report = partial(tell, events)
+    checkpoint = find_checkpoint(config, store, report)
+    before = on_main(distributed, lambda: taken_pulse(folder / PULSES))
+    start = within.enter_context(
+        started(
+            folder,
+            distributed,
+            checkpoint.step if checkpoint else 0,
+            killed_at=before.step if before else 0,
+            killed_by=f"killed in {before.activity}" if before else "killed before it began",
+            max_crashes_at_step=config.run.max_crashes_at_step,
+        )
+    )
+    pulse = within.enter_context(closing(Pulse(folder / PULSES, distributed.rank)))
+    within.enter_context(
+        Watchdog(
+            pulse,
+            folder,
+            world=distributed.world,
+            stall_s=health.stall_s,
+            notes=folder / NOTES,
+            tell=partial(tell_stall, events) if distributed.is_main else None,
+        )
+    )
+    pulse.at(checkpoint.step if checkpoint else 0, "starting")
+    parts = Parts(config, distributed, checkpoint)
+    checkpoint_bytes = sum(distributed.gather(parts.state_bytes))
+    store.check_room(checkpoint_bytes)
+    watch = within.enter_context(new_watch(parts, checkpoint_bytes)) if distributed.is_main else None
+    if watch:
+        tell_beginning(watch, parts)
+    return Opening(parts, store, report, lock, start, pulse, watch)
+
+
+@contextmanager
+def failure_told(events: EventLog, distributed: Distributed) -> Iterator[None]:
+    """What ends a start within it is an event: nothing else would tell of a run that can't be opened any more."""
+    try:
+        yield
+    except Exception as error:
+        if distributed.is_main:
+            events.write("failed", reason=str(error) or type(error).__name__)
+        raise
 
 
 def find_checkpoint(config: Config, store: CheckpointStore, report: Report) -> Checkpoint | None:
@@ -119,35 +148,33 @@ def tell(events: EventLog, kind: str, sentence: str) -> None:
     say(f"{kind}: {sentence}")
 
 
-@contextmanager
-def open_watch(parts: Parts, checkpoint_bytes: int) -> Iterator[Watch]:
-    """Within it a run is watched, told of what is to be known when it begins or goes on."""
-    with watched(parts.config.run_folder, parts.config.monitor.alerts), new_watch(parts, checkpoint_bytes) as watch:
-        yield watch
-
-
 def new_watch(parts: Parts, checkpoint_bytes: int) -> Watch:
-    """What watches a run, told of what is to be known when it begins or goes on.
+    """What watches a run.
 
     Args:
         checkpoint_bytes: room that a checkpoint takes.
     """
-    config, feed, done = parts.config, parts.feed, parts.done
-    watch = Watch(
+    config = parts.config
+    return Watch(
         config.run_folder,
         config.run.name,
         config.monitor,
         resolved(config),
-        feed.journal,
-        notes=feed.notes,
-        done_steps=done,
+        parts.feed.journal,
+        notes=parts.feed.notes,
+        done_steps=parts.done,
         total_steps=parts.total_steps,
         global_batch=config.train.global_batch,
         max_bad_share=config.data.max_bad_share,
         checkpoint_bytes=checkpoint_bytes,
         looked=parts.looked,
     )
-    for facts in untold(config.run_folder / STALLS):
+
+
+def tell_beginning(watch: Watch, parts: Parts) -> None:
+    """Tell what is to be known when a run begins or goes on."""
+    feed, done = parts.feed, parts.done
+    for facts in untold(parts.config.run_folder / STALLS):
         watch.event("stalled rank", **facts)
     watch.phase(done, parts.phases.number(done), parts.phases.at(done).facts, changed=False)
     for source, forms in feed.forms(feed.plan.epoch_of_step(done)).items():
@@ -156,7 +183,6 @@ def new_watch(parts: Parts, checkpoint_bytes: int) -> Watch:
     if advice := parts.objective.neglect:
         watch.event("objective", advice=advice)
         watch.say(f"loss     {advice}")
-    return watch
 
 
 def taken_pulse(folder: Path) -> Beat | None:

@@ -189,7 +189,8 @@ class Watch:
             rates = {f"lr/{group}": rate for group, rate in line["lr"].items()}
             numbers = {k: float(v) for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self._trackers.log(line["step"], {**numbers, **rates})
-            if plateau := self._plateau.add(line["step"], line["phase"], line["loss"]):
+            loss = None if line["skipped"] else line["loss"]
+            if plateau := self._plateau.add(line["step"], line["phase"], loss):
                 self.event("plateau", **plateau)
         interval = self._intervals.record({"step": lines[-1]["step"], **figures, **self._so_far(lines[-1])})
         self._track_interval(interval, mean_deciles(lines))

@@ -3,8 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +24,8 @@ from finetune.monitor.trackers.wandb_run import SERVICE
 from finetune.runs.status import EXIT_CODES
 from tests.faults.scene import Scene, arguments, assert_continuous, metrics, save_model
 from tests.monitor.alerts.receivers import http_receiver, wait_for
-from tests.processes import members, wait_until
-from tests.servers import faulty_http
+from tests.processes import DEADLINE_S, members, wait_until
+from tests.servers import LOOPBACK, faulty_http
 from tests.wandb_server import wandb_server
 
 pytestmark = pytest.mark.slow
@@ -45,6 +49,20 @@ def kill_wandb(process: subprocess.Popen[bytes]) -> None:
     assert services
     for pid in services:
         os.kill(pid, signal.SIGKILL)
+
+
+def fetched(port: int, path: str) -> str:
+    """What the page beside a run shows, once it is served."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{port}{path}") as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_a_day_in_the_life(make_shards: Callable[..., Path], tmp_path: Path) -> None:
@@ -88,7 +106,8 @@ def test_a_day_in_the_life(make_shards: Callable[..., Path], tmp_path: Path) -> 
         assert losses == pytest.approx([line["loss"] for line in metrics(run)], rel=1e-6)
 
         command = [str(Path(sys.executable).with_name("wandb")), "sync", "--yes"]
-        subprocess.run(command, cwd=run, env={**os.environ, **wandb.environment}, check=True, timeout=120)
+        for _ in range(2):  # once more for what comes behind a record that wandb's death has cut short
+            subprocess.run(command, cwd=run, env={**os.environ, **wandb.environment}, check=False, timeout=120)
         assert len({stored.group for stored in wandb.runs.values()}) == 1
         (stored,) = wandb.runs.values()  # nothing was rolled back, so that both starts are one run
         steps = stored.steps("loss")
@@ -102,6 +121,9 @@ def test_a_token_is_told_to_nobody(make_shards: Callable[..., Path], tmp_path: P
     """Planted in the recipe, in the environment and in the URL of the shards, which cannot be read for a while."""
     save_model(tmp_path)
     shards = make_shards("shards", 24)
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
     with faulty_http(shards) as server, http_receiver() as phone:
         known = server.url.replace("://", f"://me:{TOKEN}@")
         names = [f"{known}/{shard.name}" for shard in Index.load(shards).shards]
@@ -109,14 +131,15 @@ def test_a_token_is_told_to_nobody(make_shards: Callable[..., Path], tmp_path: P
         index_shards(names, index, "auto", workers=1)
         more = [
             *("monitor.tensorboard=true", "monitor.wandb.mode=offline", "data.cache.alert_after_s=0.5"),
-            *("data.cache.timeout_s=2", f"data.cache.folder={tmp_path}/cache", "monitor.serve_port=0"),
+            *("data.cache.timeout_s=2", f"data.cache.folder={tmp_path}/cache", f"monitor.serve_port={port}"),
             *("phases=[{until: 6 steps}]", f"monitor.alerts.to=['{phone.ntfy.replace('//', f'//me:{TOKEN}@')}']"),
         ]
         scene = Scene(tmp_path, (*arguments(tmp_path, index, tmp_path / "model"), *more))
         server.fail(503)
-        process = scene.start(environment={"HF_TOKEN": TOKEN, "WANDB_API_KEY": TOKEN, "LONGHAUL_TOKEN": TOKEN})
+        process = scene.start(environment={"HF_TOKEN": TOKEN, "WANDB_API_KEY": TOKEN})
         there = scene.run / "events.jsonl"
         wait_until(process, lambda: bool(scene.events("data outage")) if there.exists() else False, scene.log)
+        shown = [fetched(port, path) for path in ("/", "/metrics", "/healthz")]
         server.heal()
         process.wait(timeout=300)
         wait_for(lambda: any(title.endswith("finished") for title in phone.titles))
@@ -126,6 +149,8 @@ def test_a_token_is_told_to_nobody(make_shards: Callable[..., Path], tmp_path: P
     assert not found
     assert TOKEN not in scene.said
     assert all(TOKEN not in json.dumps(post) for _, post in phone.posts)
+    assert "data outage" in shown[0]
+    assert all(TOKEN not in page for page in shown)
     status = subprocess.run(
         [sys.executable, "-m", "finetune.runs", "status", str(scene.run), "--json"],
         capture_output=True,

@@ -63,7 +63,7 @@ def record(watch: Watch, step: int, loss: float = 0.5) -> None:
     samples = np.arange(BATCH, dtype=np.uint64) + np.uint64(step * BATCH)
     draws = [draws_of(samples)]
     values = {"step": step, "epoch": 0.1, "loss": loss, "lr": {"unet": 1.0}, "step_s": 0.5, "phase": 1}
-    values |= {"updates": step, "grad_norm": 1.0, "loss_by_decile": [None, *[float(step)] * 9]}
+    values |= {"updates": step, "skipped": 0, "grad_norm": 1.0, "loss_by_decile": [None, *[float(step)] * 9]}
     watch.record(values, draws)
 
 
