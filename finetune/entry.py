@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from finetune.errors import Preempted, RankError, Stopped, UserError
 from finetune.parent import follow_the_launcher
+from finetune.redact import redacted
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -31,14 +32,15 @@ def enter(command: Callable[[], None]) -> None:
         command()
     except (Preempted, Stopped) as error:
         if _is_first_on_node():
-            print(error, file=sys.stderr)
+            print(redacted(str(error)), file=sys.stderr)
         sys.exit(PREEMPTED if isinstance(error, Preempted) else 0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except UserError as error:
         if _is_first_on_node() or isinstance(error, RankError):
             # OmegaConf appends lines of its own to what a dataclass raises.
-            print(f"error: {str(error).splitlines()[0]}", *error.details, sep="\n  ", file=sys.stderr)
+            told = [f"error: {str(error).splitlines()[0]}", *error.details]
+            print(*map(redacted, told), sep="\n  ", file=sys.stderr)
         sys.exit(MISTAKEN)
 
 

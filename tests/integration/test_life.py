@@ -135,8 +135,10 @@ def test_a_token_is_told_to_nobody(make_shards: Callable[..., Path], tmp_path: P
             *("phases=[{until: 6 steps}]", f"monitor.alerts.to=['{phone.ntfy.replace('//', f'//me:{TOKEN}@')}']"),
         ]
         scene = Scene(tmp_path, (*arguments(tmp_path, index, tmp_path / "model"), *more))
-        server.fail(503)
+        server.requests.clear()
         process = scene.start(environment={"HF_TOKEN": TOKEN, "WANDB_API_KEY": TOKEN})
+        wait_until(process, lambda: len(server.requests) >= len(names), scene.log)  # the sizes are asked for first
+        server.fail(503)
         there = scene.run / "events.jsonl"
         wait_until(process, lambda: bool(scene.events("data outage")) if there.exists() else False, scene.log)
         shown = [fetched(port, path) for path in ("/", "/metrics", "/healthz")]
