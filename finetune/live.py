@@ -24,11 +24,23 @@ SETTABLE = (*(f"optim.{rate}" for rate in RATES), *WATCHING)
 """Patterns of the settings that may change while a run goes on."""
 
 
-def live(config: Config, settings: Sequence[Setting], step: int) -> Config:
-    """The recipe as it is once `step` steps are done, but for rates, which belong to phases (`Phases.at`)."""
-    held = {s.key: s.value for s in settings if s.step <= step and not s.key.startswith("optim.")}
-    changes = {key: value for key, value in held.items() if value is not None}
-    return _with(config, changes) if changes else config
+class Live:
+    """The recipe as it is at a step, but for rates, which belong to phases (`Phases.at`)."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing has been set yet."""
+        self._recipe = self._now = config
+        self._changes: dict[str, Any] = {}
+
+    def at(self, settings: Sequence[Setting], step: int) -> Config:
+        """The recipe once `step` steps are done. Made anew only where something else holds than when it was asked for
+        last, so that it may be asked for in every step."""
+        held = {s.key: s.value for s in settings if s.step <= step and not s.key.startswith("optim.")}
+        changes = {key: value for key, value in held.items() if value is not None}
+        if changes != self._changes:
+            self._now = _with(self._recipe, changes) if changes else self._recipe
+            self._changes = changes
+        return self._now
 
 
 def parsed(config: Config, assignment: str, world: int) -> tuple[str, Any]:

@@ -49,9 +49,8 @@ def validation(parts: Parts, watch: Watch | None, done: int, ema_distance: float
     step = TrainingStep(parts.trainee, parts.vae, parts.objective, parts.distributed.autocast())
     batches = feed.micro_batches(range(0), parts.tokenizer, parts.latents, config.diffusion)
     epoch = feed.plan.epoch_of_step(max(done - 1, 0))
-    chosen = choose(
-        feed.plan, feed.sources, epoch, config.monitor.validation.samples, timesteps=config.diffusion.timesteps
-    )
+    count = parts.live(done).monitor.validation.samples
+    chosen = choose(feed.plan, feed.sources, epoch, count, timesteps=config.diffusion.timesteps)
     found = validate(chosen, batches, step.errors, parts.distributed)
     if watch:
         watch.validated(done, {**found, "ema_distance": ema_distance, "seconds": time.perf_counter() - began})
@@ -61,7 +60,7 @@ def validation(parts: Parts, watch: Watch | None, done: int, ema_distance: float
 def draw(parts: Parts, watch: Watch | None, done: int) -> None:
     """Draw grids of the recipe's samples; where that fails, the run goes on without them. All ranks call it, within
     `evaluation_weights`."""
-    config, distributed = parts.config.monitor.samples, parts.distributed
+    config, distributed = parts.live(done).monitor.samples, parts.distributed
     sampler = Sampler(parts.pipeline, parts.tokenizer, parts.prompt_encoder, distributed.autocast())
     try:
         prompts = on_main(distributed, config.all_prompts)

@@ -22,7 +22,7 @@ from finetune.errors import UserError
 from finetune.feed import Batches, Feed
 from finetune.flat import differences, flattened
 from finetune.lifecycle.changes import check_changes, recipe_changes
-from finetune.live import live, recalled
+from finetune.live import Live, recalled
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
 from finetune.model.text import PromptTokenizer, load_tokenizers
@@ -51,6 +51,7 @@ class Parts:
         self.distributed = distributed
         self.checkpoint = checkpoint
         self.feed = Feed(config.data, policies(config), plan_settings(config), config.run_folder, distributed)
+        self._live = Live(config)
         self.changed = False
         """Whether the recipe has changed since the checkpoint in what it trains."""
         self._begin_data()
@@ -119,7 +120,7 @@ class Parts:
 
     def live(self, done: int) -> Config:
         """The recipe once `done` steps are done, with what has been set by then but for rates, which phases have."""
-        return live(self.config, self.feed.journal.settings, done)
+        return self._live.at(self.feed.journal.settings, done)
 
     def steered(self, journal: Journal) -> Phases:
         """The phases under a journal in which something has been set. Raises UserError where that changes what trains,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune.config import Config
 from finetune.data.journal import Edition, Journal, Setting
 from finetune.errors import UserError
-from finetune.live import live, parsed, recalled
+from finetune.live import Live, parsed, recalled
 from finetune.recipes import read_recipe
 
 CONFIG = read_recipe(["conf=demo"])
@@ -62,14 +62,22 @@ def test_what_may_not_be_set_is_refused_with_a_sentence(assignment: str, told: s
 def test_a_setting_holds_from_its_step_on_until_it_is_set_again_or_given_back() -> None:
     key = "monitor.samples.every_steps"
     settings = [Setting(5, key, 7), Setting(8, key, 9), Setting(12, key, None)]
-    found = [live(CONFIG, settings, step).monitor.samples.every_steps for step in (4, 5, 7, 8, 11, 12)]
-    assert found == [300, 7, 7, 9, 9, 300]
-    assert live(CONFIG, settings, 4) is CONFIG
+    live = Live(CONFIG)
+    found = [live.at(settings, step).monitor.samples.every_steps for step in (4, 5, 7, 8, 11, 12, 6)]
+    assert found == [300, 7, 7, 9, 9, 300, 7]
+    assert live.at(settings, 4) is CONFIG
     assert CONFIG.monitor.samples.every_steps == 300
 
 
 def test_rates_are_the_phases_matter() -> None:
-    assert live(CONFIG, [Setting(0, "optim.lr", 1.0)], 3) == CONFIG
+    assert Live(CONFIG).at([Setting(0, "optim.lr", 1.0)], 3) is CONFIG
+
+
+def test_a_recipe_is_made_anew_only_when_something_else_holds() -> None:
+    """Which takes longer than a step may wait."""
+    live, settings = Live(CONFIG), [Setting(5, "monitor.samples.every_steps", 7), Setting(9, "optim.lr", 1.0)]
+    assert live.at(settings, 5) is live.at(settings, 12)
+    assert live.at(settings, 4) is not live.at(settings, 5)
 
 
 @given(st.lists(SETTINGS, max_size=12), st.integers(0, 12), st.integers(0, 20))
@@ -109,5 +117,5 @@ def test_a_list_that_the_recipe_changes_inside_counts_as_changed() -> None:
 
 
 def test_the_recipe_stays_what_it_was() -> None:
-    assert isinstance(live(CONFIG, [Setting(0, "checkpoint.every_steps", 3)], 0), Config)
+    assert isinstance(Live(CONFIG).at([Setting(0, "checkpoint.every_steps", 3)], 0), Config)
     assert CONFIG.checkpoint.every_steps == 300

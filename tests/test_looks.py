@@ -94,12 +94,13 @@ class Notes:
 
 
 def noted(sampler: Sampler, **samples: Any) -> Notes:
-    """What comes of drawing a recipe's samples after 500 steps."""
+    """What comes of drawing the samples that a recipe has after 500 steps."""
     notes = Notes()
     distributed = OneRank()
     distributed.autocast = lambda: sampler.autocast  # type: ignore[attr-defined]
+    asked = {500: SimpleNamespace(monitor=SimpleNamespace(samples=SamplesConfig(steps=2, **samples)))}
     parts = SimpleNamespace(
-        config=SimpleNamespace(monitor=SimpleNamespace(samples=SamplesConfig(steps=2, **samples))),
+        live=asked.__getitem__,
         distributed=distributed,
         pipeline=sampler.pipeline,
         tokenizer=sampler.tokenizer,
