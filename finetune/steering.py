@@ -15,8 +15,8 @@ class Orders(NamedTuple):
 
     save: bool = False
     sample: bool = False
-    stop: str = ""
-    """By whom the run was asked to stop; empty if it was not."""
+    stop: str | None = None
+    """By whom the run was asked to stop; None if it was not."""
 
 
 class Steering:
@@ -60,7 +60,9 @@ class Steering:
     def _set(self, assignment: str, done: int) -> None:
         """Let a setting hold from now on. Raises UserError where it may not."""
         parts = self._parts
-        key, value = parsed(parts.live(done), assignment, parts.distributed.world)
+        world = parts.distributed.world
+        # On rank 0, since it may read files, which other machines may not have: all ranks go on or none.
+        key, value = on_main(parts.distributed, lambda: parsed(parts.live(done), assignment, world))
         journal = parts.feed.journal.with_setting(Setting(done, key, value))
         phases = parts.steered(journal)
         on_main(parts.distributed, lambda: keep_setting(parts.config.run_folder, done, key, value))

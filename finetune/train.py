@@ -155,7 +155,7 @@ class Run:
         phases, config = self.parts.phases, self.parts.live(done)
         border = done == phases.span(phases.number(done - 1)).stop
         due = done % config.checkpoint.every_steps == 0
-        saving = save or border or self.stopping or due or orders.save or bool(orders.stop)
+        saving = save or border or self.stopping or due or orders.save or orders.stop is not None
         if saving or done % config.monitor.flush_every_steps == 0:
             self.flush(done)
         # Before saving: what is done again after a kill is looked at again. A stop leaves no time for it.
@@ -167,10 +167,10 @@ class Run:
             self.saving.attend()
             if self.save_failed:
                 self.saving.written()
-        if self.stopping or orders.stop:
+        if self.stopping or orders.stop is not None:
             self.leave(done, orders.stop)
 
-    def leave(self, done: int, asked_by: str) -> None:
+    def leave(self, done: int, asked_by: str | None) -> None:
         """End the run as it was told to, or else as somebody has asked."""
         self.saving.finish(in_haste=self.stopping)
         if not self.stopping:

@@ -9,12 +9,13 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from finetune.monitor.files import append_lines, read_lines, replace_text
+from finetune.monitor.files import read_lines, replace_text
 
 FOLDER, ANSWERED, SETTINGS = "control", "answered", "settings.jsonl"
 Action = Literal["save", "sample", "stop", "set"]
@@ -87,23 +88,33 @@ class Inbox:
         """Whether there are requests. Looks at most once in POLL_S, so that it may be called in every step."""
         if time.monotonic() - self._looked >= POLL_S:
             self._looked = time.monotonic()
-            self._waiting = any(_is_request(entry.name) for entry in os.scandir(self._folder))
+            self._waiting = bool(self._names())
         return self._waiting
 
     def read(self) -> list[Request]:
-        """The requests in the order in which they were made. What is none is answered so at once."""
+        """The requests in the order in which they were made. What is none is answered so at once; what cannot be read
+        is left where it lies, and tried again."""
         self._waiting = False
         found = []
-        for path in sorted(path for path in self._folder.iterdir() if _is_request(path.name)):
+        for name in self._names():
+            path = self._folder / name
             try:
                 found.append(_read(path))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 self._move(path.stem, {"step": None, "refused": f"it is no request: {error}"})
+            except OSError:  # withdrawn meanwhile, another user's, or of a file system that is away
+                continue
         return found
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Write down what came of a request."""
         self._move(request.id, {**asdict(request), **asdict(answer)})
+
+    def _names(self) -> list[str]:
+        """Of the files that are requests, in their order; none where the folder cannot be read."""
+        with suppress(OSError):
+            return sorted(name for name in os.listdir(self._folder) if _is_request(name))
+        return []
 
     def _move(self, request: str, answer: dict[str, Any]) -> None:
         replace_text(self._folder / ANSWERED / f"{request}.json", json.dumps(answer, indent=1))
@@ -112,8 +123,10 @@ class Inbox:
 
 def keep_setting(run: Path, step: int, key: str, value: Any) -> None:
     """Write down that a setting holds from a step on, before it does: a run that is killed before its next checkpoint
-    finds it again."""
-    append_lines(run / FOLDER / SETTINGS, [{"step": step, "key": key, "value": value}])
+    finds it again. Raises OSError where it is not kept."""
+    # Anew as a whole: what is appended to a line that was cut short could not be read any more.
+    rows = [*kept_settings(run), {"step": step, "key": key, "value": value}]
+    replace_text(run / FOLDER / SETTINGS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def kept_settings(run: Path) -> Sequence[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Requests: put down by anybody, taken in order, answered."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,39 @@ def test_settings_are_kept_in_order(tmp_path: Path) -> None:
     keep_setting(tmp_path, 7, "optim.lr", 1e-6)
     keep_setting(tmp_path, 5, "optim.lr", None)
     assert [tuple(line.values()) for line in kept_settings(tmp_path)] == [(7, "optim.lr", 1e-6), (5, "optim.lr", None)]
+
+
+def test_a_setting_that_did_not_fit_on_the_disk_harms_none_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Inbox(tmp_path)
+    keep_setting(tmp_path, 7, "optim.lr", 1e-6)
+
+    def full(number: int) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr("finetune.monitor.files.os.fsync", full)
+        keep_setting(tmp_path, 8, "optim.lr", 2e-6)
+    keep_setting(tmp_path, 9, "optim.lr", 3e-6)
+    assert [line["step"] for line in kept_settings(tmp_path)] == [7, 9]
+
+
+def test_what_cannot_be_read_now_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is withdrawn while it is looked at, and a file system that is away."""
+    inbox = Inbox(tmp_path)
+    first, second = ask(tmp_path, "save"), ask(tmp_path, "stop")
+    names = os.listdir(tmp_path / FOLDER)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.control.requests.os.listdir", lambda folder: names)
+        assert withdraw(tmp_path, first)
+        assert [request.id for request in inbox.read()] == [second]
+
+    def away(folder: Path) -> list[str]:
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.control.requests.os.listdir", away)
+        assert not Inbox(tmp_path).waiting()
+        assert inbox.read() == []
+    assert [request.id for request in inbox.read()] == [second]
