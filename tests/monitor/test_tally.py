@@ -35,7 +35,7 @@ def test_too_many_bad_samples_end_the_run_with_their_reasons() -> None:
     tally.take(bad("empty"))
     tally.check_bad(15)
     tally.take(bad("broken"))
-    with pytest.raises(UserError, match="3 of 25 samples could not be used .2× broken; 1× empty.*max_bad_share"):
+    with pytest.raises(UserError, match=r"3 of 25 samples could not be used .2× broken; 1× empty.*max_bad_share"):
         tally.check_bad(5)
 
 
