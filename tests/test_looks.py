@@ -94,19 +94,17 @@ class Notes:
 
 
 def noted(sampler: Sampler, **samples: Any) -> Notes:
-    """What comes of drawing the samples that a recipe has after 500 steps."""
+    """What comes of drawing a recipe's samples after 500 steps."""
     notes = Notes()
     distributed = OneRank()
     distributed.autocast = lambda: sampler.autocast  # type: ignore[attr-defined]
-    asked = {500: SimpleNamespace(monitor=SimpleNamespace(samples=SamplesConfig(steps=2, **samples)))}
     parts = SimpleNamespace(
-        live=asked.__getitem__,
         distributed=distributed,
         pipeline=sampler.pipeline,
         tokenizer=sampler.tokenizer,
         prompt_encoder=sampler.encoder,
     )
-    draw(cast(Any, parts), cast(Any, notes), 500)
+    draw(cast(Any, parts), cast(Any, notes), 500, SamplesConfig(steps=2, **samples))
     return notes
 
 

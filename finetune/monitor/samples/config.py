@@ -82,7 +82,12 @@ class SamplesConfig:
     @property
     def draws(self) -> bool:
         """Whether any grid is asked for."""
-        return bool(self.every_steps or self.every_epochs) and bool(self.prompts or self.file)
+        return bool(self.every_steps or self.every_epochs) and self.has_prompts
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is anything that can be drawn."""
+        return bool(self.prompts or self.file)
 
     def all_prompts(self) -> list[Prompt]:
         """The recipe's prompts, and those of its file as it is now.
