@@ -15,7 +15,7 @@ from finetune.recipes import read_recipe
 from finetune.steering import Orders, Steering
 from tests.ranks import ThreadRank, on_threads
 
-CONFIG = read_recipe(["conf=demo", "strategy=ddp"])
+CONFIG = read_recipe(["conf=demo", "strategy=ddp", "train.micro_batch=16"])
 
 
 class Told:
