@@ -21,13 +21,13 @@ DEADLINE_S = 120
 
 
 def open_all(
-    folder: Path, *, done: int = 0, superseded: int = 0, mode: str = "disabled", tensorboard: bool = False
+    folder: Path, *, done: int = 0, shown: int | None = None, mode: str = "disabled", tensorboard: bool = False
 ) -> Trackers:
     """The trackers of a run in a folder."""
     config = MonitorConfig(tensorboard=tensorboard, wandb=WandbConfig(mode=mode))
     events = EventLog(folder / "events.jsonl")
     recipe = {"optim": {"lr": 1.0}}
-    return open_trackers(config, folder, "test", recipe, done_steps=done, superseded_steps=superseded, events=events)
+    return open_trackers(config, folder, "test", recipe, done_steps=done, shown_step=shown, events=events)
 
 
 def send(to: Trackers, steps: range) -> None:

@@ -30,9 +30,8 @@ class MetricsLog:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 
-    def supersede(self, step: int) -> int:
-        """Move lines of steps beyond `step` to NAME.superseded.jsonl, as a resume will write them again; how many that
-        were."""
+    def supersede(self, step: int) -> list[Values]:
+        """Move lines of steps beyond `step` to NAME.superseded.jsonl, as a resume will write them again; these."""
         self._file.close()
         lines = read_lines(self._path)
         later = [line for line in lines if line["step"] > step]
@@ -41,7 +40,7 @@ class MetricsLog:
         kept = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
         replace_text(self._path, "".join(kept))
         self._file = self._path.open("a", encoding="utf-8")
-        return len(later)
+        return later
 
     def close(self) -> None:
         """Wait until all lines are on the disk, and close the file."""

@@ -87,7 +87,7 @@ class Watch:
         self._unshown: list[Values] = []
         """Lines of metrics.jsonl since the last flush."""
         self._ledger = Ledger(folder / "ledger")
-        superseded = self._take_back(done_steps, looked=looked)
+        superseded, shown = self._take_back(done_steps, looked=looked)
         self._tally = Tally(journal, starts_before(folder), max_bad_share)
         self._slow: set[int] = set()
         self.keep_journal(journal)
@@ -97,7 +97,7 @@ class Watch:
             name,
             recipe,
             done_steps=done_steps,
-            superseded_steps=superseded,
+            shown_step=shown,
             events=self._events,
         )
         self._alerts = TrackerAlerts(config.alerts, self._trackers)
@@ -175,6 +175,11 @@ class Watch:
                 self.event("bad sample", **one._asdict())
         self._ledger.flush()
         lines, self._unshown = self._unshown, []
+        last = lines[-1]
+        eta_s = (self._total_steps - last["step"]) * self._global_batch / last["images_per_s"]
+        place = {"step": last["step"], "epoch": last["epoch"], "eta_s": eta_s}
+        # Before trackers have its steps, so that no kill has them sent twice.
+        interval = self._intervals.record({**place, **figures, **self._tally.figures(last["updates"])})
         for line in lines:
             rates = {f"lr/{group}": rate for group, rate in line["lr"].items()}
             numbers = {k: float(v) for k, v in line.items() if isinstance(v, int | float) and k != "step"}
@@ -182,10 +187,6 @@ class Watch:
             loss = None if line["skipped"] else line["loss"]
             if plateau := self._plateau.add(line["step"], line["phase"], loss):
                 self.event("plateau", **plateau)
-        last = lines[-1]
-        eta_s = (self._total_steps - last["step"]) * self._global_batch / last["images_per_s"]
-        place = {"step": last["step"], "epoch": last["epoch"], "eta_s": eta_s}
-        interval = self._intervals.record({**place, **figures, **self._tally.figures(last["updates"])})
         self._track_interval(interval, mean_deciles(lines))
         self._show(last, interval)
         self._tally.check_bad(len(lines) * self._global_batch)
@@ -232,7 +233,7 @@ class Watch:
         """Note that the weights are those after `step` steps again, and that the run goes on after step `to`; what was
         written of the steps in between is moved aside."""
         self._tally.rollbacks += 1
-        superseded = self._take_back(step, looked=True)
+        superseded, _ = self._take_back(step, looked=True)
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
         self._trackers.rolled_back(step)
@@ -275,13 +276,13 @@ class Watch:
             self.event("samples excluded", step=done_steps, samples=excluded)
             self._progress.say(f"{excluded:,} samples are excluded")
 
-    def _take_back(self, step: int, *, looked: bool) -> int:
-        """Take back what was written of the steps beyond `step`; how many metric lines that were."""
-        superseded = self._metrics.supersede(step)
-        self._intervals.supersede(step)
+    def _take_back(self, step: int, *, looked: bool) -> tuple[int, int | None]:
+        """Take back what was written of the steps beyond `step`; how many these were, and up to which of them trackers
+        have theirs, None where they have none."""
+        steps, intervals = self._metrics.supersede(step), self._intervals.supersede(step)
         self._validation.supersede(step if looked else step - 1)
         self._ledger.supersede(step)
-        return superseded
+        return len(steps), intervals[-1]["step"] if intervals else None
 
     def keep_journal(self, journal: Journal) -> None:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""

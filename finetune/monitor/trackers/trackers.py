@@ -60,7 +60,7 @@ def open_trackers(
     recipe: dict[str, Any],
     *,
     done_steps: int,
-    superseded_steps: int,
+    shown_step: int | None,
     events: EventLog,
 ) -> Trackers:
     """The trackers that the recipe asks for.
@@ -68,13 +68,14 @@ def open_trackers(
     Args:
         recipe: comes with its secrets blacked out.
         done_steps: steps of the checkpoint that is resumed from; 0 at the start.
-        superseded_steps: so many steps beyond these were trained and sent by the last start, and are trained again.
+        shown_step: steps beyond these up to this one were sent by the last start, and are trained again; None where
+            there are none.
     """
     trackers: dict[str, Tracker] = {}
     if config.tensorboard:
         trackers["tensorboard"] = TensorBoardTracker(folder, done_steps)
     if config.wandb.mode != "disabled":
         # The last step may be validated yet, unless training went on beyond it.
-        sent_step = done_steps + superseded_steps if superseded_steps else done_steps - 1
+        sent_step = done_steps - 1 if shown_step is None else shown_step
         trackers["wandb"] = WandbTracker(folder, name, config.wandb, recipe, sent_step, events)
     return Trackers(trackers, events)

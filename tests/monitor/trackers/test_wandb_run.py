@@ -68,7 +68,7 @@ def a_day(folder: Path, mode: str) -> None:
     sent(folder, range(1, 21), ended="preempted", mode=mode)
     process = tracked.start(folder, {}, until=30, end="killed", mode=mode, done=20, settle_s=4 * wandb_run.FLUSH_S)
     assert process.wait(tracked.DEADLINE_S) == -9
-    to = tracked.open_all(folder, mode=mode, done=25, superseded=5)
+    to = tracked.open_all(folder, mode=mode, done=25, shown=30)
     to.log(25, {"validation/loss": 0.5})
     tracked.send(to, range(26, 36))
     to.rolled_back(30)
