@@ -1,5 +1,6 @@
 """What a run saves of itself, and what follows once it lies on the disk."""
 
+from contextlib import suppress
 from typing import Any
 
 from finetune.checkpoint.exporter import BackgroundExport
@@ -74,8 +75,9 @@ class Saving:
         try:
             return self.store.wait()
         except (OSError, UserError) as error:
-            if watch := self._opening.watch:
-                watch.event("checkpoint failed", reason=str(error))
+            with suppress(OSError):  # the same full disk
+                if watch := self._opening.watch:
+                    watch.event("checkpoint failed", reason=str(error))
             raise
 
     def attend(self) -> None:

@@ -17,7 +17,9 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, kind: str, **fields: Any) -> None:
-        """Append an event with its time (UTC) and without secrets, and wait until it is on the disk."""
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        append_lines(self._path, [{"time": time, "kind": kind, **redacted_tree(fields)}])
+    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append an event with its time (UTC) and without secrets, and wait until it is on the disk; what was
+        written. Any thread may call it."""
+        event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **redacted_tree(fields)}
+        append_lines(self._path, [event])
+        return event

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -18,11 +18,21 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows as JSON lines and wait until they are on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Append rows as JSON lines and wait until they are on the disk. What a kill or a full disk has cut short before
+    them stays a line of its own."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("a+b") as file:
+        file.write(f"\n{text}".encode() if _is_torn(file) else text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    """Whether the last line of a file has no end."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

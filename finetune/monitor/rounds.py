@@ -60,10 +60,10 @@ class Rounds:
     def _outage(self) -> dict[str, Any]:
         notes = read_notes(self._notes)
         if bool(notes) != self._paused:
-            self._paused = bool(notes)
             if notes:
                 self._event("data outage", **notes[0])
                 self._say(f"paused: {notes[0]['what']} cannot be read ({notes[0]['reason']}); the run waits for it")
             else:
                 self._event("data is back")
+            self._paused = bool(notes)  # now that it is written down
         return {"state": "paused", "outage": notes[0]} if notes else {}

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class StatusFile:
             self._fields.update(fields)
 
     def close(self, state: str) -> None:
-        """Write the final state (finished, preempted, stopped or failed) and stop."""
+        """Stop, and write the final state (finished, preempted, stopped or failed). Raises OSError where that cannot be
+        written."""
         self.update(state=state)
         self._stop.set()
         self._thread.join()
@@ -63,7 +65,8 @@ class StatusFile:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
-            self._write()
+            with suppress(OSError):  # of a disk that is full or away for a while
+                self._write()
 
     def _write(self) -> None:
         over = self._outage() if self._fields["state"] == "running" else {}

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -133,20 +134,24 @@ class Watch:
         }
         state = named.get(type(error), "failed")
         reason = {} if error is None else {"reason": redacted(str(error)) or type(error).__name__}
+        # A full disk, which may be what has ended the run, must not take the place of what is raised.
+        as_far_as_can_be = nullcontext() if error is None else suppress(OSError)
         self._status.update(**reason)
-        self.event(state, **reason)
-        self._status.close(state)  # before what may take long: who waits for the end may end this process
+        with as_far_as_can_be:
+            self.event(state, **reason)
+        with as_far_as_can_be:
+            self._status.close(state)  # before what may take long: who waits for the end may end this process
         self._progress.close()
         if self._rounds.page:
             self._rounds.page.close()
         self._trackers.close(state)
         for log in (self._metrics, self._intervals, self._validation):
-            log.close()
+            with as_far_as_can_be:
+                log.close()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write down that something happened, and tell trackers where it is worth an alert."""
-        self._events.write(kind, **fields)
-        self._alerts.take({"kind": kind, **fields})
+        self._alerts.take(self._events.write(kind, **fields))
 
     def say(self, text: str) -> None:
         """Print a line beside the progress bar."""

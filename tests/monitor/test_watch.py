@@ -244,6 +244,22 @@ def test_a_rollback_moves_what_it_undoes_aside(tmp_path: Path) -> None:
     assert (event["step"], event["to"], event["superseded_steps"]) == (3, 8, 3)
 
 
+def test_a_full_disk_takes_the_place_of_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to be told at the end as far as can be is told, and what has ended the run is what is raised."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="does not fit"), open_watch(tmp_path) as watch:
+        record(watch, 1)
+        patch.setattr("finetune.monitor.events.append_lines", full)
+        raise UserError("the checkpoint does not fit")
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"]) == ("failed", "the checkpoint does not fit")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"), open_watch(tmp_path):
+        patch.setattr("finetune.monitor.events.append_lines", full)
+
+
 VALIDATED = {"loss": 0.5, "by_decile": [None] * 10, "by_aspect": {}, "samples": 4, "ema_distance": None}
 
 

@@ -1,5 +1,6 @@
 """Alerts as trackers send them: wandb tells whoever its user has set that up for."""
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,9 +22,14 @@ class TrackerAlerts:
         self._muted = config.mute
         self._throttle = Throttle(config.again_after_s, config.per_hour)
         self._trackers = trackers
+        self._taking = threading.Lock()
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Take in an event."""
+        """Take in an event. Any thread may call it."""
         alert = alert_of(event)
-        if alert and alert.kind not in self._muted and (passed := self._throttle.take(alert, time.time())):
+        if alert is None or alert.kind in self._muted:
+            return
+        with self._taking:
+            passed = self._throttle.take(alert, time.time())
+        if passed:
             self._trackers.alert(passed.title, passed.text, LEVELS[passed.level])

@@ -1,6 +1,14 @@
 """What of events trackers are told."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+import pytest
+
 from finetune.monitor.alerts.config import AlertsConfig
+from finetune.monitor.alerts.rules import Alert
+from finetune.monitor.alerts.throttle import Throttle
 from finetune.monitor.trackers.alerts import TrackerAlerts
 from finetune.monitor.trackers.tracker import Level
 
@@ -28,3 +36,21 @@ def test_what_is_worth_an_alert_is_passed_on_unless_it_is_muted_or_repeats_itsel
     ):
         alerts.take(event)
     assert told.alerts == [("not a number in step 7", "warn"), ("failed", "error"), ("finished", "info")]
+
+
+def test_events_of_several_threads_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the heartbeat come beside those of the loop."""
+    taking, take = Lock(), Throttle.take
+
+    def alone(throttle: Throttle, alert: Alert, now: float) -> Alert | None:
+        assert taking.acquire(blocking=False)
+        time.sleep(0.01)
+        taking.release()
+        return take(throttle, alert, now)
+
+    monkeypatch.setattr(Throttle, "take", alone)
+    told = Told()
+    alerts = TrackerAlerts(AlertsConfig(), told)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(alerts.take, [{"kind": "phase", "step": i, "number": 2, "changed": True} for i in range(8)]))
+    assert len(told.alerts) == 8

@@ -67,6 +67,14 @@ def test_they_are_told_of_resumes_rollbacks_and_ends(tmp_path: Path, recorders: 
     ]
 
 
+def test_they_are_told_no_secrets(tmp_path: Path, recorders: list[Recorder]) -> None:
+    with open_watch(tmp_path) as watch:
+        watch.event("checkpoint failed", reason="https://me:hunter22@host/bucket cannot be written")
+    texts = [str(call[2]) for call in recorders[0].asked if call[0] == "alert"]
+    assert any("@host/bucket cannot be written" in text for text in texts)
+    assert "hunter22" not in " ".join(texts)
+
+
 def test_none_are_opened_where_the_recipe_wants_none(tmp_path: Path) -> None:
     to = tracked.open_all(tmp_path, mode="disabled", tensorboard=False)
     tracked.send(to, range(1, 4))
