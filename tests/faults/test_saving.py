@@ -117,6 +117,23 @@ def test_disk_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
 
 
 @pytest.mark.faults
+def test_disk_of_the_whole_run_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
+    """Nothing can be told in its folder any more; once there is room the run goes on."""
+    mounted(mounts, scene.run, "-t", "tmpfs", "-o", "size=48m", "tmpfs")
+    process = scene.start()
+    wait_until(process, (scene.checkpoints / "latest").exists, scene.log)
+    filler = scene.run / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    assert process.wait(timeout=300) != 0
+    assert "No space left on device" in scene.said or "make room" in scene.said
+    assert scene.saved
+    filler.unlink()
+    assert_same(scene.finish(), whole)
+
+
+@pytest.mark.faults
 def test_no_room_for_two_checkpoints(scene: Scene, mounts: ExitStack) -> None:
     """That is found before the first step."""
     mounted(mounts, scene.checkpoints, "-t", "tmpfs", "-o", "size=1m", "tmpfs")
