@@ -88,7 +88,7 @@ class Inbox:
         """Whether there are requests. Looks at most once in POLL_S, so that it may be called in every step."""
         if time.monotonic() - self._looked >= POLL_S:
             self._looked = time.monotonic()
-            self._waiting = bool(self._names())
+            self._waiting = bool(self._lying())
         return self._waiting
 
     def read(self) -> list[Request]:
@@ -96,8 +96,7 @@ class Inbox:
         is left where it lies, and tried again."""
         self._waiting = False
         found = []
-        for name in self._names():
-            path = self._folder / name
+        for path in self._lying():
             try:
                 found.append(_read(path))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -110,10 +109,10 @@ class Inbox:
         """Write down what came of a request."""
         self._move(request.id, {**asdict(request), **asdict(answer)})
 
-    def _names(self) -> list[str]:
-        """Of the files that are requests, in their order; none where the folder cannot be read."""
+    def _lying(self) -> list[Path]:
+        """The files that are requests, in their order; none where the folder cannot be read."""
         with suppress(OSError):
-            return sorted(name for name in os.listdir(self._folder) if _is_request(name))
+            return sorted(path for path in self._folder.iterdir() if _is_request(path.name))
         return []
 
     def _move(self, request: str, answer: dict[str, Any]) -> None:

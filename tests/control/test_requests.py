@@ -1,7 +1,6 @@
 """Requests: put down by anybody, taken in order, answered."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -115,9 +114,10 @@ def test_a_setting_that_did_not_fit_on_the_disk_harms_none_that_follow(
     def full(number: int) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch:
         patch.setattr("finetune.monitor.files.os.fsync", full)
-        keep_setting(tmp_path, 8, "optim.lr", 2e-6)
+        with pytest.raises(OSError, match="no space"):
+            keep_setting(tmp_path, 8, "optim.lr", 2e-6)
     keep_setting(tmp_path, 9, "optim.lr", 3e-6)
     assert [line["step"] for line in kept_settings(tmp_path)] == [7, 9]
 
@@ -126,17 +126,17 @@ def test_what_cannot_be_read_now_stops_nothing(tmp_path: Path, monkeypatch: pyte
     """A request that is withdrawn while it is looked at, and a file system that is away."""
     inbox = Inbox(tmp_path)
     first, second = ask(tmp_path, "save"), ask(tmp_path, "stop")
-    names = os.listdir(tmp_path / FOLDER)
+    lying = list((tmp_path / FOLDER).iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.control.requests.os.listdir", lambda folder: names)
+        patch.setattr(Path, "iterdir", lambda folder: iter(lying))
         assert withdraw(tmp_path, first)
         assert [request.id for request in inbox.read()] == [second]
 
-    def away(folder: Path) -> list[str]:
+    def away(folder: Path) -> None:
         raise OSError("stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.control.requests.os.listdir", away)
+        patch.setattr(Path, "iterdir", away)
         assert not Inbox(tmp_path).waiting()
         assert inbox.read() == []
     assert [request.id for request in inbox.read()] == [second]

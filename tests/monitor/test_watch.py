@@ -250,14 +250,18 @@ def test_a_full_disk_takes_the_place_of_no_mistake(tmp_path: Path, monkeypatch: 
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="does not fit"), open_watch(tmp_path) as watch:
-        record(watch, 1)
-        patch.setattr("finetune.monitor.events.append_lines", full)
-        raise UserError("the checkpoint does not fit")
+    def end(error: Exception | None) -> None:
+        with monkeypatch.context() as patch, open_watch(tmp_path):
+            patch.setattr("finetune.monitor.events.append_lines", full)
+            if error:
+                raise error
+
+    with pytest.raises(UserError, match="does not fit"):
+        end(UserError("the checkpoint does not fit"))
     status = read_status(tmp_path)
     assert (status["state"], status["reason"]) == ("failed", "the checkpoint does not fit")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"), open_watch(tmp_path):
-        patch.setattr("finetune.monitor.events.append_lines", full)
+    with pytest.raises(OSError, match="no space"):
+        end(None)
 
 
 VALIDATED = {"loss": 0.5, "by_decile": [None] * 10, "by_aspect": {}, "samples": 4, "ema_distance": None}

@@ -58,13 +58,12 @@ def test_they_are_told_of_resumes_rollbacks_and_ends(tmp_path: Path, recorders: 
         watch.rolled_back(6, 12, "10 bad steps")
     places = [(one.opened["done_steps"], one.opened["shown_step"]) for one in recorders]
     assert places == [(0, None), (5, 7)]
-    asked = [[call[:2] for call in one.asked] for one in recorders]
-    assert asked == [
-        [("alert", "started"), *(("log", step) for step in (1, 2, 3, 4, 5, 6, 7, 7)), ("alert", "preempted")]
-        + [("close", "preempted")],
-        [*(("log", step) for step in (6, 7, 8, 9, 9)), ("alert", "rolled back to step 6"), ("rolled_back", 6)]
-        + [("alert", "finished"), ("close", "finished")],
-    ]
+    first, second = ([call[:2] for call in one.asked] for one in recorders)
+    assert first[:1] + first[-2:] == [("alert", "started"), ("alert", "preempted"), ("close", "preempted")]
+    assert first[1:-2] == [("log", step) for step in (1, 2, 3, 4, 5, 6, 7, 7)]
+    assert second[:5] == [("log", step) for step in (6, 7, 8, 9, 9)]
+    assert second[5:7] == [("alert", "rolled back to step 6"), ("rolled_back", 6)]
+    assert second[7:] == [("alert", "finished"), ("close", "finished")]
 
 
 def test_they_are_told_no_secrets(tmp_path: Path, recorders: list[Recorder]) -> None:
