@@ -3,10 +3,11 @@
 import json
 import math
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from finetune.monitor.files import append_lines, read_lines, replace_text
+from finetune.monitor.files import append_lines
 
 Values = dict[str, Any]
 
@@ -31,15 +32,16 @@ class MetricsLog:
             os.fsync(file.fileno())
 
     def supersede(self, step: int) -> list[Values]:
-        """Move lines of steps beyond `step` to NAME.superseded.jsonl, as a resume will write them again; these."""
-        self._file.close()
-        lines = read_lines(self._path)
-        later = [line for line in lines if line["step"] > step]
+        """Move lines of steps beyond `step` to NAME.superseded.jsonl, as a resume will write them again; these.
+
+        Only they are parsed: the lines of months are in the order of their steps.
+        """
+        lines = self._path.read_bytes().split(b"\n")[:-1]  # but for what a kill has cut short
+        last_first = takewhile(lambda line: line["step"] > step, map(json.loads, reversed(lines)))
+        later: list[Values] = list(last_first)[::-1]
         if later:
             append_lines(self._path.with_suffix(".superseded.jsonl"), later)
-        kept = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
-        replace_text(self._path, "".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file.truncate(sum(len(line) + 1 for line in lines[: len(lines) - len(later)]))
         return later
 
     def close(self) -> None:
