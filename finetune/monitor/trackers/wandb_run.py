@@ -97,8 +97,8 @@ class WandbTracker:
 
     def rolled_back(self, step: int) -> None:
         """End this run, since wandb keeps what it has, and begin another in the same group."""
+        self._ids.add(step)  # first, so that a kill while the other one ends leaves nothing to be sent to it again
         self._run.finish()
-        self._ids.add(step)
         self._sent_step = -1
         self._begin()
 

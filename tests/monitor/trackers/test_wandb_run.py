@@ -283,6 +283,19 @@ def test_whatever_wandb_does_ends_in_an_event(
     released.set()
 
 
+def test_after_a_rollback_a_kill_leaves_nothing_to_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that goes on is another one before the old one has ended, which may take a while."""
+    known: list[int] = []
+    ending = FakeRun("finish", lambda *_, **__: known.append(len(ids(tmp_path)["runs"])))
+    monkeypatch.setattr(wandb, "init", lambda **_: ending)
+    tracker = WandbTracker(tmp_path, "test", WandbConfig(mode="offline"), {}, -1, EventLog(tmp_path / "events.jsonl"))
+    tracker.open()
+    tracker.rolled_back(3)
+    assert known == [2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_no_secret_is_in_any_file_or_sent(tmp_path: Path, server: WandbServer, mode: str) -> None:
