@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, typed
 from finetune.errors import UserError
+from finetune.overrides import ill_typed
 
 COMPOSING = re.compile(r"In '.*raised while composing config:$")
 USAGE = "give a recipe: conf=NAME"
@@ -91,8 +92,8 @@ def explain(error: Exception) -> str:
         return f"{what} stands where settings belong by their names: write {{name: value}}"
     if not key:
         return sentence if COMPOSING.match(said.splitlines()[0]) else " ".join(said.split())
-    if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", said):
-        return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
+    if wrong := ill_typed(key, said):
+        return wrong
     if "not in" in said:
         return f"there is no setting {key}{suggestion(key)}"
     if "is not a subclass of SourceConfig" in said:
