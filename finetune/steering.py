@@ -50,6 +50,8 @@ class Steering:
             case "save":
                 return orders._replace(save=True)
             case "sample":
+                if not self._parts.live(done).monitor.samples.draws:
+                    raise UserError("there are no prompts to sample: set monitor.samples.prompts")
                 return orders._replace(sample=True)
             case "stop":
                 return orders._replace(stop=request.asked_by)
