@@ -37,5 +37,5 @@ def overridden(base: T, changes: Mapping[str, Any], at: str, of: str) -> T:
 def ill_typed(key: str, said: str) -> str | None:
     """What a user is told of a value that is not of its setting's type; None where `said`, by OmegaConf, is of
     something else."""
-    given = re.search(r"Value '(.*?)'.*could not be converted to (\w+)", said)
+    given = re.search(r"Value '(.*?)'.*(?:could not be converted to|is not a valid) (\w+)", said)
     return given and f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"

@@ -83,6 +83,9 @@ def explain(error: Exception) -> str:
     said = str(cause or error)
     if re.search(r"no viable alternative at input '\{.*['\"]", said):
         return "names within {} stand without quotes on the command line: write {name: value}"
+    if unread := re.match(r"LexerNoViableAltException: (.*)|no viable alternative at input '(.*?)'", said):
+        text = unread[1] or unread[2]
+        return f"{text} cannot be read: close all brackets, and put texts in quotes of their own, as in 'KEY=[\"a?b\"]'"
     # Composing several files, Hydra keeps of what went wrong the text alone, behind a line of its own.
     sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
     told = re.search(r"full_key: (\S+)", said)
@@ -92,6 +95,8 @@ def explain(error: Exception) -> str:
         return f"{what} stands where settings belong by their names: write {{name: value}}"
     if not key:
         return sentence if COMPOSING.match(said.splitlines()[0]) else " ".join(said.split())
+    if missing := re.search(r"Environment variable '(.*?)' not found", said):
+        return f"{key} asks for the environment variable {missing[1]}, which is not set: export it"
     if wrong := ill_typed(key, said):
         return wrong
     if "not in" in said:
@@ -103,8 +108,8 @@ def explain(error: Exception) -> str:
     if "is incompatible with (str)" in said:
         return f"{key} has a name that is no text: put it in quotes"
     if "is not a ListConfig" in said:
-        where = "an entry of a list" if key.isdecimal() else key
-        return f"{where} has to be a list itself: write [a, b]"
+        where = "an entry of a list has to be a list itself" if key.isdecimal() else f"{key} has to be a list"
+        return f"{where}: write [a, b]"
     if "merge DictConfig with ListConfig" in said:
         return f"{key} is a list, but it takes names and values: write {{name: value}}"
     if "is not Optional" in said:
