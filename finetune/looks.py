@@ -9,7 +9,7 @@ from PIL import Image
 from finetune.data.plan import Plan
 from finetune.errors import UserError
 from finetune.health.pulse import Pulse
-from finetune.monitor.samples.config import Picture
+from finetune.monitor.samples.config import Picture, SamplesConfig
 from finetune.monitor.samples.grid import sample_grids
 from finetune.monitor.samples.sampling import Sampler
 from finetune.monitor.watch import Watch
@@ -25,7 +25,7 @@ def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: b
     last = done == parts.total_steps
     monitor, plan = parts.live(done).monitor, parts.feed.plan
     validates = bool(parts.config.data.held_out) and due(done, monitor.validation.every_steps, last=last)
-    draws = monitor.samples.draws and (
+    draws = monitor.samples.has_prompts and (
         asked
         or due(done, monitor.samples.every_steps, last=last)
         or due_in_epochs(plan, done, monitor.samples.every_epochs, last=last)
@@ -35,33 +35,31 @@ def look(parts: Parts, watch: Watch | None, pulse: Pulse, done: int, *, asked: b
     distance = parts.distributed.ema_distance() if validates else None  # of the weights that train
     with parts.distributed.evaluation_weights():
         pulse.at(done, "validating")
-        loss = validation(parts, watch, done, distance) if validates else None
+        loss = validation(parts, watch, done, monitor.validation.samples, distance) if validates else None
         pulse.at(done, "sampling")
         if draws:
-            draw(parts, watch, done)
+            draw(parts, watch, done, monitor.samples)
     return loss
 
 
-def validation(parts: Parts, watch: Watch | None, done: int, ema_distance: float | None) -> float:
-    """The loss on the samples that are held out."""
+def validation(parts: Parts, watch: Watch | None, done: int, samples: int, ema_distance: float | None) -> float:
+    """The loss on at most so many of the samples that are held out."""
     began = time.perf_counter()
     config, feed = parts.config, parts.feed
     step = TrainingStep(parts.trainee, parts.vae, parts.objective, parts.distributed.autocast())
     batches = feed.micro_batches(range(0), parts.tokenizer, parts.latents, config.diffusion)
     epoch = feed.plan.epoch_of_step(max(done - 1, 0))
-    chosen = choose(
-        feed.plan, feed.sources, epoch, config.monitor.validation.samples, timesteps=config.diffusion.timesteps
-    )
+    chosen = choose(feed.plan, feed.sources, epoch, samples, timesteps=config.diffusion.timesteps)
     found = validate(chosen, batches, step.errors, parts.distributed)
     if watch:
         watch.validated(done, {**found, "ema_distance": ema_distance, "seconds": time.perf_counter() - began})
     return float(found["loss"])
 
 
-def draw(parts: Parts, watch: Watch | None, done: int) -> None:
-    """Draw grids of the recipe's samples; where that fails, the run goes on without them. All ranks call it, within
+def draw(parts: Parts, watch: Watch | None, done: int, config: SamplesConfig) -> None:
+    """Draw grids of samples; where that fails, the run goes on without them. All ranks call it, within
     `evaluation_weights`."""
-    config, distributed = parts.config.monitor.samples, parts.distributed
+    distributed = parts.distributed
     sampler = Sampler(parts.pipeline, parts.tokenizer, parts.prompt_encoder, distributed.autocast())
     try:
         prompts = on_main(distributed, config.all_prompts)

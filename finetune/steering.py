@@ -50,8 +50,8 @@ class Steering:
             case "save":
                 return orders._replace(save=True)
             case "sample":
-                if not self._parts.live(done).monitor.samples.draws:
-                    raise UserError("there are no prompts to sample: set monitor.samples.prompts")
+                if not self._parts.live(done).monitor.samples.has_prompts:
+                    raise UserError("there are no prompts to draw: set monitor.samples.prompts first")
                 return orders._replace(sample=True)
             case "stop":
                 return orders._replace(stop=request.asked_by)
@@ -75,6 +75,6 @@ class Steering:
         watch = self._opening.watch
         assert watch is not None
         what = f"{request.action} {request.assignment}".strip()
-        outcome = f"refused: {answer.refused}" if answer.refused else "done"
+        outcome = f"refused: {answer.refused}" if answer.refused else "taken"
         watch.event("asked", step=answer.step, what=what, by=request.asked_by, outcome=outcome)
         watch.say(f"{request.asked_by} asks after step {answer.step:,}: {what} ({outcome})")

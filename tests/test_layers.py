@@ -17,6 +17,7 @@ LAYERS = {
     "finetune.entry": 0,
     "finetune.redact": 0,
     "finetune.parent": 0,
+    "finetune.beside": 0,
     "finetune.ranks": 0,
     "finetune.flat": 0,
     "finetune.overrides": 0,

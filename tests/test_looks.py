@@ -99,13 +99,12 @@ def noted(sampler: Sampler, **samples: Any) -> Notes:
     distributed = OneRank()
     distributed.autocast = lambda: sampler.autocast  # type: ignore[attr-defined]
     parts = SimpleNamespace(
-        config=SimpleNamespace(monitor=SimpleNamespace(samples=SamplesConfig(steps=2, **samples))),
         distributed=distributed,
         pipeline=sampler.pipeline,
         tokenizer=sampler.tokenizer,
         prompt_encoder=sampler.encoder,
     )
-    draw(cast(Any, parts), cast(Any, notes), 500)
+    draw(cast(Any, parts), cast(Any, notes), 500, SamplesConfig(steps=2, **samples))
     return notes
 
 

@@ -1,23 +1,13 @@
 """Exports beside a run that goes on: `runs export` in a process of its own, one at a time."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from finetune.beside import Beside
 from finetune.checkpoint.export_config import DTYPES, ExportConfig, export_name
-
-RANKS = re.compile(
-    r"RANK|LOCAL_RANK|GROUP_.*|ROLE_.*|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_.*|TORCHELASTIC_.*|ACCELERATE_.*"
-)
-"""What a launcher tells its workers, of which an export is none."""
-MODEST = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True)
@@ -34,8 +24,7 @@ class Exported:
 
 @dataclass
 class _Running:
-    process: subprocess.Popen[bytes]
-    said: BinaryIO
+    process: Beside
     step: int
     path: Path
     began: float
@@ -74,23 +63,12 @@ class BackgroundExport:
         form, dtype = self._config.format, self._config.dtype or DTYPES[self._config.format]
         path = self._run / "export" / export_name(self._run.name, step, form)
         order = [str(self._run), str(path), "--step", str(step), "--format", form, "--dtype", dtype]
-        command = [sys.executable, "-m", "finetune.runs.beside", str(os.getpid()), "export", *order]
-        environment = {name: value for name, value in os.environ.items() if not RANKS.fullmatch(name)}
-        said, began = tempfile.TemporaryFile(), time.monotonic()  # noqa: SIM115 (closed when the export has ended)
+        began = time.monotonic()
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a signal for the run is not for it
-                env=environment | MODEST,
-            )
+            self._running = _Running(Beside("export", *order), step, path, began)
         except OSError as error:
-            said.close()
             self._ended.append(Exported(step, path, 0.0, str(error)))
             return False
-        self._running = _Running(process, said, step, path, began)
         return True
 
     def poll(self) -> list[Exported]:
@@ -101,26 +79,19 @@ class BackgroundExport:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the export that is going on, for so long at most; whether none is going on any more."""
-        if self._running:
-            try:
-                self._running.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                return False
-        return True
+        return self._running is None or self._running.process.wait(timeout_s)
 
     def close(self) -> None:
         """Stop the export that is going on."""
         if self._running:
             self._running.process.kill()
-            self._running.process.wait()
             self._take_ended()
 
     def _take_ended(self) -> None:
-        if self._running is None or (code := self._running.process.poll()) is None:
+        if self._running is None or not self._running.process.ended:
             return
         running, self._running = self._running, None
-        error = None if code == 0 else _reason(running.said, code)
-        running.said.close()
+        error = running.process.close()
         seconds = time.monotonic() - running.began
         self._ended.append(Exported(running.step, running.path, seconds, error))
         if error:
@@ -137,15 +108,6 @@ class BackgroundExport:
         pattern = re.compile(rf"\.{name}\.(tmp|old)" if hidden else name)
         paths = [path for path in (self._run / "export").glob("*") if pattern.fullmatch(path.name)]
         return sorted(paths, key=lambda path: (len(path.name), path.name))
-
-
-def _reason(said: BinaryIO, code: int) -> str:
-    """Why an export has failed, in a line."""
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
-    if code < 0:
-        return f"it was ended by signal {-code}"
-    return lines[-1].removeprefix("error: ") if lines else f"it ended with code {code}"
 
 
 def _remove(path: Path) -> None:

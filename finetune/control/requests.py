@@ -43,7 +43,7 @@ class Answer:
     step: int
     """The steps that were done when the run took it."""
     refused: str | None
-    """Why not; None where it was done."""
+    """Why not; None where it is done, or begun: a checkpoint is written in the background."""
 
 
 def ask(run: Path, action: Action, assignment: str = "") -> str:

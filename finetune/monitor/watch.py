@@ -1,8 +1,7 @@
 """All that watches a run, on rank 0: metrics, events, status, ledger, trackers and the progress bar."""
 
 import json
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.data.journal import EXCLUDED, QUARANTINED, Journal
+from finetune.data.journal import Journal
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
-from finetune.errors import Preempted, Stopped, UserError
+from finetune.errors import Preempted, Stopped
 from finetune.flat import Changes
 from finetune.health.slow import Slow
 from finetune.lifecycle.starts import end_before, starts_before
@@ -33,6 +32,7 @@ from finetune.monitor.recipe import keep_recipe
 from finetune.monitor.rounds import Rounds
 from finetune.monitor.samples.grid import save_grid
 from finetune.monitor.status import StatusFile
+from finetune.monitor.tally import Tally
 from finetune.monitor.trackers import open_trackers
 from finetune.monitor.trackers.alerts import TrackerAlerts
 from finetune.monitor.trackers.tracker import Ended
@@ -78,10 +78,6 @@ class Watch:
         self.folder = folder
         self._total_steps = total_steps
         self._global_batch = global_batch
-        self._max_bad_share = max_bad_share
-        self._bad: Counter[str] = Counter()
-        self._excluded = 0
-        self._drawn = 0
         self._step_times: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._events = EventLog(folder / EVENTS)
         changes = keep_recipe(folder, recipe, done_steps)
@@ -92,10 +88,7 @@ class Watch:
         """Lines of metrics.jsonl since the last flush."""
         self._ledger = Ledger(folder / "ledger")
         superseded = self._take_back(done_steps, looked=looked)
-        self._skipped, self._rollbacks = len(journal.skips), len(journal.jumps)
-        self._restarts = starts_before(folder)
-        self._checkpoint: tuple[float, float] | None = None
-        """When the last one was finished, in seconds since 1970, and how many it took."""
+        self._tally = Tally(journal, starts_before(folder), max_bad_share)
         self._slow: set[int] = set()
         self.keep_journal(journal)
         self._trackers = open_trackers(
@@ -178,10 +171,7 @@ class Watch:
         """
         for one in bad:
             self._ledger.substitute(one.step, one.slot, one.substitute)
-            if one.reason in (EXCLUDED, QUARANTINED):
-                self._excluded += 1
-            else:
-                self._bad[one.reason] += 1
+            if self._tally.take(one):
                 self.event("bad sample", **one._asdict())
         self._ledger.flush()
         lines, self._unshown = self._unshown, []
@@ -192,10 +182,13 @@ class Watch:
             loss = None if line["skipped"] else line["loss"]
             if plateau := self._plateau.add(line["step"], line["phase"], loss):
                 self.event("plateau", **plateau)
-        interval = self._intervals.record({"step": lines[-1]["step"], **figures, **self._so_far(lines[-1])})
+        last = lines[-1]
+        eta_s = (self._total_steps - last["step"]) * self._global_batch / last["images_per_s"]
+        place = {"step": last["step"], "epoch": last["epoch"], "eta_s": eta_s}
+        interval = self._intervals.record({**place, **figures, **self._tally.figures(last["updates"])})
         self._track_interval(interval, mean_deciles(lines))
-        self._show(lines[-1], interval)
-        self._judge(lines)
+        self._show(last, interval)
+        self._tally.check_bad(len(lines) * self._global_batch)
 
     def grid(self, step: int, size: str, grid: Image.Image) -> None:
         """Keep the grid of a size of samples, as 512x768."""
@@ -220,8 +213,7 @@ class Watch:
 
     def saved(self, step: int, checkpoint: Path, seconds: float) -> None:
         """Note a checkpoint, written in so many seconds beside the training."""
-        self._checkpoint = time.time(), seconds
-        self._status.update(checkpoint=checkpoint.name, checkpoint_time=self._checkpoint[0])
+        self._status.update(checkpoint=checkpoint.name, checkpoint_time=self._tally.saved(seconds))
         self.event("checkpoint", step=step, name=checkpoint.name, seconds=round(seconds, 3))
 
     def exported(self, step: int, path: Path, seconds: float, error: str | None) -> None:
@@ -231,15 +223,15 @@ class Watch:
 
     def skipped(self, step: int, reason: str, keys: list[str]) -> None:
         """Note a step that changed nothing, and the samples that were drawn in it."""
-        self._skipped += 1
-        self._status.update(skipped_steps=self._skipped)
+        self._tally.skipped += 1
+        self._status.update(skipped_steps=self._tally.skipped)
         self.event("skipped", step=step, reason=reason, keys=keys)
         self.say(f"step {step:,} changed nothing: {reason}")
 
     def rolled_back(self, step: int, to: int, reason: str) -> None:
         """Note that the weights are those after `step` steps again, and that the run goes on after step `to`; what was
         written of the steps in between is moved aside."""
-        self._rollbacks += 1
+        self._tally.rollbacks += 1
         superseded = self._take_back(step, looked=True)
         self.event("rolled back", step=step, to=to, reason=reason, superseded_steps=superseded)
         self.say(f"rolled back to the weights after step {step:,}, going on after step {to:,}: {reason}")
@@ -295,40 +287,16 @@ class Watch:
         """Write journal.json, where tools find it; what a run goes on from is in its checkpoints."""
         replace_text(self.folder / "journal.json", json.dumps(journal.to_plain(), indent=1))
 
-    def _so_far(self, line: Values) -> Values:
-        """What intervals.jsonl says of the whole run after the step of a line."""
-        finished, seconds = self._checkpoint or (None, None)
-        return {
-            "eta_s": (self._total_steps - line["step"]) * self._global_batch / line["images_per_s"],
-            "epoch": line["epoch"],
-            "bad_samples": dict(self._bad.most_common()),
-            "checkpoint_age_s": None if finished is None else time.time() - finished,
-            "checkpoint_s": seconds,
-            "updates": line["updates"],
-            "skipped": self._skipped,
-            "rollbacks": self._rollbacks,
-            "restarts": self._restarts,
-        }
-
     def _track_interval(self, interval: Values, deciles: list[float | None]) -> None:
         numbers = {f"{group}/{key}": interval[key] for group, keys in GROUPS.items() for key in keys}
         numbers |= {f"loss/timesteps_{i}0%": loss for i, loss in enumerate(deciles)}
         numbers |= {f"buckets/{bucket}": samples for bucket, samples in interval["buckets"].items()}
-        numbers["data/bad_samples"] = self._bad.total()
+        numbers["data/bad_samples"] = self._tally.bad.total()
         there = {name: float(number) for name, number in numbers.items() if number is not None}
         self._trackers.log(interval["step"], there)
 
     def _show(self, line: Values, interval: Values) -> None:
         shown = {key: line[key] for key in ("step", "loss", "epoch")} | {key: interval[key] for key in IN_STATUS}
-        self._status.update(bad_samples=self._bad.total(), excluded_draws=self._excluded, **shown)
+        self._status.update(bad_samples=self._tally.bad.total(), excluded_draws=self._tally.excluded, **shown)
         loss = float("nan") if line["loss"] is None else line["loss"]
         self._progress.update(line["step"], loss, line["images_per_s"], interval["eta_s"])
-
-    def _judge(self, lines: list[Values]) -> None:
-        self._drawn += len(lines) * self._global_batch
-        if self._bad.total() > max(1, self._max_bad_share * self._drawn):
-            reasons = "; ".join(f"{count}× {reason}" for reason, count in self._bad.most_common(3))
-            raise UserError(
-                f"{self._bad.total()} of {self._drawn} samples could not be used ({reasons}): they are listed in "
-                f"{self.folder / 'events.jsonl'}; mend the data or raise data.max_bad_share"
-            )

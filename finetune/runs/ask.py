@@ -81,4 +81,4 @@ def outcome(answer: Answer) -> str:
     """An answer as a sentence."""
     if answer.refused:
         return f"refused after step {answer.step:,}: {answer.refused}"
-    return f"done after step {answer.step:,}"
+    return f"taken after step {answer.step:,}"

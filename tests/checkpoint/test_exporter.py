@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpoint import exporter
+from finetune import beside
 from finetune.checkpoint.export_config import ExportConfig
 from finetune.checkpoint.exporter import BackgroundExport, Exported
 from tests.runs.saved import first_weights, recipe, shared_out, write_checkpoint, write_recipe
@@ -39,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command = tmp_path / "python"
     command.write_text(STAND_IN)
     command.chmod(0o755)
-    monkeypatch.setattr(exporter.sys, "executable", str(command))
+    monkeypatch.setattr(beside.sys, "executable", str(command))
     (tmp_path / "run" / "export").mkdir(parents=True)
     return tmp_path / "run"
 
@@ -109,7 +109,7 @@ def test_a_failure_is_told_and_not_raised(run: Path, begin: Any) -> None:
 
 
 def test_a_command_that_cannot_be_started_is_told_too(run: Path, begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter.sys, "executable", str(run / "nothing"))
+    monkeypatch.setattr(beside.sys, "executable", str(run / "nothing"))
     exports = begin()
     assert not exports.start(5)
     (ended,) = exports.poll()
@@ -179,7 +179,7 @@ from finetune.checkpoint.export_config import ExportConfig
 from finetune.checkpoint.exporter import BackgroundExport
 exports = BackgroundExport(Path(sys.argv[1]), ExportConfig(every_steps=1))
 assert exports.start(1)
-print(exports._running.process.pid, flush=True)
+print(exports._running.process._process.pid, flush=True)
 time.sleep(600)
 """
 

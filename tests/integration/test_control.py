@@ -65,8 +65,8 @@ def test_a_run_that_is_steered_goes_on_as_asked_and_so_again_after_a_kill(
     unset = dict.fromkeys(range(1, at + 1), 1e-3) | dict.fromkeys(range(at + 1, STEPS + 1), 3e-3)
     warmed = {step: rate * min(1.0, step / 51) * (STEPS - step + 1) / STEPS for step, rate in unset.items()}
     assert rates == pytest.approx(warmed)
-    told = [(event["what"], event["outcome"][:7], event["step"]) for event in scene.events("asked")]
-    assert told[1:] == [("set optim.lr=3e-3", "done", at), ("save", "done", saved), ("stop", "done", stopped)]
+    told = [(event["what"], event["outcome"], event["step"]) for event in scene.events("asked")]
+    assert told[1:] == [("set optim.lr=3e-3", "taken", at), ("save", "taken", saved), ("stop", "taken", stopped)]
 
     # Nothing else has changed: a run that had it so from the beginning is the same.
     kept = run.rename(tmp_path / "steered") / FOLDER / SETTINGS

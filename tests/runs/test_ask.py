@@ -62,9 +62,9 @@ def test_what_was_done_is_told(run: Path, capsys: pytest.CaptureFixture[str]) ->
         ("save", ""),
     ]
     assert capsys.readouterr().out.splitlines() == [
-        "set optim.lr=2e-6: done after step 7",
-        "set checkpoint.every_steps=50: done after step 7",
-        "save: done after step 7",
+        "set optim.lr=2e-6: taken after step 7",
+        "set checkpoint.every_steps=50: taken after step 7",
+        "save: taken after step 7",
     ]
 
 

@@ -81,7 +81,12 @@ class SamplesConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether there is anything to draw, when it is due or somebody asks for it."""
+        """Whether any grid is asked for."""
+        return bool(self.every_steps or self.every_epochs) and self.has_prompts
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is anything that can be drawn."""
         return bool(self.prompts or self.file)
 
     def all_prompts(self) -> list[Prompt]:

@@ -97,8 +97,9 @@ def test_every_prompt_is_drawn_once_at_every_size_and_scale_size_by_size() -> No
         ({}, False),
         ({"prompts": ["a"]}, True),
         ({"file": "prompts.yaml"}, True),
-        ({"prompts": ["a"], "every_steps": 0}, True),
+        ({"prompts": ["a"], "every_steps": 0}, False),
+        ({"prompts": ["a"], "every_steps": 0, "every_epochs": 2}, True),
     ],
 )
-def test_grids_need_prompts_and_no_time_of_their_own(settings: dict[str, Any], draws: bool) -> None:
+def test_grids_need_prompts_and_a_time(settings: dict[str, Any], draws: bool) -> None:
     assert SamplesConfig(**settings).draws is draws
