@@ -97,4 +97,4 @@ def _with(config: Config, changes: dict[str, Any]) -> Config:
         OmegaConf.update(nested, key, value)
     plain = OmegaConf.to_container(nested)
     assert isinstance(plain, dict)
-    return overridden(config, {str(key): value for key, value in plain.items()}, "the recipe", "a recipe")
+    return overridden(config, {str(key): value for key, value in plain.items()}, "", "a recipe")

@@ -383,6 +383,6 @@ def test_a_port_that_is_taken_is_a_sentence(run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(app, ["serve", str(run), "--port", str(taken.getsockname()[1])])
         assert isinstance(result.exception, UserError)
-        assert "give another --port" in str(result.exception)
+        assert "give another port or host" in str(result.exception)
     assert isinstance(CliRunner().invoke(app, ["serve", str(run), "--host", "0.0.0.0"]).exception, UserError)
     assert isinstance(CliRunner().invoke(app, ["serve", str(run / "none")]).exception, UserError)
