@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,7 +75,8 @@ def withdraw(run: Path, request: str) -> bool:
 
 
 class Inbox:
-    """The requests to a run, as rank 0 finds them."""
+    """The requests to a run, as rank 0 finds them. Others write to the folder: nothing that is in it, or that cannot be
+    done in it, raises anything."""
 
     def __init__(self, run: Path) -> None:
         """Make the folder, so that others can put something there."""
@@ -82,22 +84,26 @@ class Inbox:
         (self._folder / ANSWERED).mkdir(parents=True, exist_ok=True)
         self._looked = 0.0
         self._waiting = False
+        self._stuck: set[str] = set()
+        """Names of files that were answered and could not be removed."""
 
     def waiting(self) -> bool:
         """Whether there are requests. Looks at most once in POLL_S, so that it may be called in every step."""
         if time.monotonic() - self._looked >= POLL_S:
             self._looked = time.monotonic()
-            self._waiting = any(_is_request(entry.name) for entry in os.scandir(self._folder))
+            self._waiting = bool(self._there())
         return self._waiting
 
     def read(self) -> list[Request]:
         """The requests in the order in which they were made. What is none is answered so at once."""
         self._waiting = False
         found = []
-        for path in sorted(path for path in self._folder.iterdir() if _is_request(path.name)):
+        for path in sorted(self._there()):
             try:
                 found.append(_read(path))
-            except (ValueError, TypeError, KeyError) as error:
+            except FileNotFoundError:  # withdrawn
+                continue
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 self._move(path.stem, {"step": None, "refused": f"it is no request: {error}"})
         return found
 
@@ -105,9 +111,22 @@ class Inbox:
         """Write down what came of a request."""
         self._move(request.id, {**asdict(request), **asdict(answer)})
 
+    def _there(self) -> list[Path]:
+        """Files alone: a pipe would be waited for."""
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            return [path for one in entries if self._is_new(one.name) and (path := Path(one.path)).is_file()]
+        return []
+
+    def _is_new(self, name: str) -> bool:
+        return name.endswith(".json") and not name.startswith(".") and name not in self._stuck
+
     def _move(self, request: str, answer: dict[str, Any]) -> None:
-        replace_text(self._folder / ANSWERED / f"{request}.json", json.dumps(answer, indent=1))
-        (self._folder / f"{request}.json").unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk
+            replace_text(self._folder / ANSWERED / f"{request}.json", json.dumps(answer, indent=1))
+        try:
+            (self._folder / f"{request}.json").unlink(missing_ok=True)
+        except OSError:
+            self._stuck.add(f"{request}.json")
 
 
 def keep_setting(run: Path, step: int, key: str, value: Any) -> None:
@@ -121,10 +140,6 @@ def kept_settings(run: Path) -> Sequence[dict[str, Any]]:
     return read_lines(run / FOLDER / SETTINGS)
 
 
-def _is_request(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
-
-
 def _read(path: Path) -> Request:
     with path.open("rb") as file:
         text = file.read(LONGEST_BYTES + 1)
@@ -133,7 +148,9 @@ def _read(path: Path) -> Request:
     plain = json.loads(text)
     if plain["action"] not in ACTIONS:
         raise ValueError(f"there is no {plain['action']!r}, but {', '.join(ACTIONS)}")
-    return Request(path.stem, plain["action"], str(plain["assignment"]), str(plain["asked_by"]))
+    request = Request(path.stem, plain["action"], str(plain["assignment"]), str(plain["asked_by"]))
+    (request.assignment + request.asked_by).encode()  # half a surrogate pair, which nothing could write down
+    return request
 
 
 def _asker() -> str:
