@@ -48,7 +48,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             "images_per_s": values.get("images_per_s"),
             "eta_s": values.get("eta_s"),
             "heartbeat_age_s": look.heartbeat_age_s,
-            "host": look.status.get("host"),
+            "host": look.host,
         }
 
 
@@ -62,5 +62,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         total = row["total_steps"]
         step = f"{row['step']:,} of {total:,}, {row['step'] / total:.0%}" if total else f"{row['step']:,}"
         figures = (said(form, row, key) or "" for key, form in SHOWN.items())
-        table.add_row(Text(row["name"]), health, step, *figures, Text(row["host"] or ""))
+        table.add_row(Text(row["name"]), health, step, *figures, Text(row["host"]))
     return table

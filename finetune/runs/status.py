@@ -18,7 +18,7 @@ from finetune.runs.view.curves import Curves, read_curves
 from finetune.runs.view.events import event_time, told, tone
 from finetune.runs.view.figures import KEYS, shown
 from finetune.runs.view.overview import Overview, overview
-from finetune.runs.view.words import about, sparkline
+from finetune.runs.view.words import about, plain, sparkline
 
 EXIT_CODES = {"healthy": 0, "finished": 0, "stale": 3, "failed": 4, "stopped": 5, "paused": 6, "preempted": 7}
 COLOURS = {"healthy": "green", "finished": "green", "stale": "red", "failed": "red"}
@@ -124,7 +124,7 @@ def _events(look: Overview) -> Iterator[RenderableType]:
     for event in look.events[:EVENTS_SHOWN]:
         happened = event_time(event)
         ago = f"{about(look.now - happened)} ago" if happened else ""
-        table.add_row(ago, Text(str(event.get("kind")), TONES[tone(event)]), Text(told(event)))
+        table.add_row(ago, Text(plain(str(event.get("kind"))), TONES[tone(event)]), Text(told(event)))
     if look.events:
         yield Text()
         yield table
@@ -133,5 +133,5 @@ def _events(look: Overview) -> Iterator[RenderableType]:
 def _foot(look: Overview) -> Text:
     names = [checkpoint.name for checkpoint in look.checkpoints]
     kept = f"{len(names)} checkpoints, the newest {names[-1]}" if names else "no checkpoint yet"
-    where = f"{look.status.get('host', 'unknown machine')}, pid {look.status.get('pid', 'unknown')}"
+    where = f"{look.host}, pid {look.status.get('pid', 'unknown')}"
     return Text(f"\n{kept}\n{where}, heartbeat {about(look.heartbeat_age_s)} ago", "dim")
