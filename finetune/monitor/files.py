@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+UNWRITABLE = "backslashreplace"
+"""Names of files need not be UTF-8; what is none of it in them is written as JSON escapes it."""
+
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file under another name and move it into place, so that no reader sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors=UNWRITABLE) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -19,7 +22,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows as JSON lines and wait until they are on the disk."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=UNWRITABLE) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
