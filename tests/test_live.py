@@ -53,6 +53,9 @@ def test_an_assignment_is_read_as_in_a_recipe(assignment: str, expected: tuple[s
         ("monitor.samples.steps=5000", "more than the 1000 timesteps"),
         ("optim.lr={", "cannot be read"),
         ("monitor.samples.prompts=&a [*a]", "cannot be read"),
+        ("monitor.samples.file=&a [*a]", "cannot be read"),
+        (f"monitor.samples.prompts={'[' * 3000}", "cannot be read"),
+        (f"monitor.samples.seed={'9' * 5000}", "cannot be read"),
     ],
 )
 def test_what_may_not_be_set_is_refused_with_a_sentence(assignment: str, told: str) -> None:

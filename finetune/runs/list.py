@@ -49,7 +49,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             "images_per_s": values.get("images_per_s"),
             "eta_s": values.get("eta_s"),
             "heartbeat_age_s": look.heartbeat_age_s,
-            "host": look.status.get("host"),
+            "host": look.host,
         }
 
 
@@ -66,6 +66,6 @@ def _table(rows: list[dict[str, Any]], width: int) -> Table:
         total = row["total_steps"]
         step = f"{row['step']:,} of {total:,}, {row['step'] / total:.0%}" if total else f"{row['step']:,}"
         figures = (said(form, row, key) or "" for key, form in SHOWN.items())
-        cells = (Text(row["name"]), health, step, *figures, Text(row["host"] or ""))
+        cells: list[Text | str] = [Text(row["name"]), health, step, *figures, Text(row["host"])]
         table.add_row(*cells[: len(shown)])
     return table

@@ -20,7 +20,7 @@ from finetune.runs.view.events import event_time, told, tone
 from finetune.runs.view.figures import KEYS, shown
 from finetune.runs.view.overview import Overview, overview
 from finetune.runs.view.tail import Line
-from finetune.runs.view.words import about, sparkline
+from finetune.runs.view.words import about, plain, sparkline
 
 EXIT_CODES = {"healthy": 0, "finished": 0, "stale": 3, "failed": 4, "stopped": 5, "paused": 6, "preempted": 7}
 COLOURS = {"healthy": "green", "finished": "green", "stale": "red", "failed": "red"}
@@ -152,11 +152,11 @@ def _ago(look: Overview, event: Line) -> str:
 
 
 def _kind(event: Line) -> Text:
-    return Text(str(event.get("kind")), TONES[tone(event)])
+    return Text(plain(str(event.get("kind"))), TONES[tone(event)])
 
 
 def _foot(look: Overview) -> Text:
     names = [checkpoint.name for checkpoint in look.checkpoints]
     kept = f"{len(names)} checkpoint{'s'[: len(names) != 1]}, the newest {names[-1]}" if names else "no checkpoint yet"
-    where = f"{look.status.get('host', 'unknown machine')}, pid {look.status.get('pid', 'unknown')}"
+    where = f"{look.host}, pid {look.status.get('pid', 'unknown')}"
     return Text(f"\n{kept}\n{where}, heartbeat {about(look.heartbeat_age_s)} ago", "dim")

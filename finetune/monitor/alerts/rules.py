@@ -49,7 +49,7 @@ def alert_of(event: Event) -> Alert | None:
     rule = _RULES.get(event["kind"])
     try:
         return rule(event) if rule else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return Alert(event["kind"], "warning", event["kind"], json.dumps(event, ensure_ascii=False))
 
 
