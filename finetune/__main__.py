@@ -38,7 +38,10 @@ def hydra_command(name: str, folder: Path, arguments: Sequence[str]) -> None:
         "hydra.output_subdir=null",
         "hydra/job_logging=none",
     ]
-    sys.argv = [sys.argv[0], "--config-name", name, *arguments, *own]
+    # Settings in one row: of several with flags between them, Hydra reads the first alone.
+    settings = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
+    flags = [argument for argument in arguments if argument not in settings]
+    sys.argv = [sys.argv[0], "--config-name", name, *flags, *settings, *own]
     hydra.main(version_base="1.3", config_path=str(folder))(lambda composed: start(typed(composed)))()
 
 

@@ -56,7 +56,7 @@ def parsed(config: Config, assignment: str, world: int) -> tuple[str, Any]:
         raise UserError(f"{key} cannot be set while a run goes on, only {', '.join(SETTABLE)}")
     try:
         given = OmegaConf.select(OmegaConf.from_dotlist([f"{key}={text}"]), key)
-    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:  # the last of what contains itself
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:  # the last of what loops
         raise UserError(f"{key}={text} cannot be read: {str(error).splitlines()[0]}") from error
     changed = _with(config, {key: given})
     check(changed, world)
@@ -97,4 +97,4 @@ def _with(config: Config, changes: dict[str, Any]) -> Config:
         OmegaConf.update(nested, key, value)
     plain = OmegaConf.to_container(nested)
     assert isinstance(plain, dict)
-    return overridden(config, {str(key): value for key, value in plain.items()}, "the recipe", "a recipe")
+    return overridden(config, {str(key): value for key, value in plain.items()}, "", "a recipe")

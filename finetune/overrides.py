@@ -1,5 +1,6 @@
 """A part of the recipe with some of its settings changed, for one phase or one source."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ def overridden(base: T, changes: Mapping[str, Any], at: str, of: str) -> T:
     """A dataclass with what `changes` names, checked as if it had been written so.
 
     Args:
-        at: where the changes stand in the recipe.
+        at: where the changes stand in the recipe; empty for its root.
         of: the part that they change.
 
     Raises:
@@ -24,9 +25,17 @@ def overridden(base: T, changes: Mapping[str, Any], at: str, of: str) -> T:
     try:
         changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), dict(changes)))
     except OmegaConfBaseException as error:
-        key = f"{at}.{error.full_key}" if error.full_key else at
-        raise UserError(f"{key}: {str(error).splitlines()[0]}; it takes the settings of {of}") from error
+        key, said = ".".join(filter(None, (at, error.full_key))), str(error).splitlines()[0]
+        told = ill_typed(key, said) or f"{key}: {said}; it takes the settings of {of}"
+        raise UserError(told) from error
     except UserError as error:
-        raise UserError(f"{at}: {error}") from error
+        raise UserError(f"{at}: {error}" if at else str(error)) from error
     assert isinstance(changed, type(base))
     return changed
+
+
+def ill_typed(key: str, said: str) -> str | None:
+    """What a user is told of a value that is not of its setting's type; None where `said`, by OmegaConf, is of
+    something else."""
+    given = re.search(r"Value '(.*?)'.*(?:could not be converted to|is not a valid) (\w+)", said)
+    return given and f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"

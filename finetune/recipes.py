@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import Config, typed
 from finetune.errors import UserError
+from finetune.overrides import ill_typed
 
 COMPOSING = re.compile(r"In '.*raised while composing config:$")
 USAGE = "give a recipe: conf=NAME"
@@ -82,6 +83,9 @@ def explain(error: Exception) -> str:
     said = str(cause or error)
     if re.search(r"no viable alternative at input '\{.*['\"]", said):
         return "names within {} stand without quotes on the command line: write {name: value}"
+    if unread := re.match(r"LexerNoViableAltException: (.*)|no viable alternative at input '(.*?)'", said):
+        text = unread[1] or unread[2]
+        return f"{text} cannot be read: close all brackets, and put texts in quotes of their own, as in 'KEY=[\"a?b\"]'"
     # Composing several files, Hydra keeps of what went wrong the text alone, behind a line of its own.
     sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
     told = re.search(r"full_key: (\S+)", said)
@@ -91,8 +95,10 @@ def explain(error: Exception) -> str:
         return f"{what} stands where settings belong by their names: write {{name: value}}"
     if not key:
         return sentence if COMPOSING.match(said.splitlines()[0]) else " ".join(said.split())
-    if given := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", said):
-        return f"{key} is {given[1]!r}: give a value of type {given[2].lower()}"
+    if missing := re.search(r"Environment variable '(.*?)' not found", said):
+        return f"{key} asks for the environment variable {missing[1]}, which is not set: export it"
+    if wrong := ill_typed(key, said):
+        return wrong
     if "not in" in said:
         return f"there is no setting {key}{suggestion(key)}"
     if "is not a subclass of SourceConfig" in said:
@@ -102,8 +108,8 @@ def explain(error: Exception) -> str:
     if "is incompatible with (str)" in said:
         return f"{key} has a name that is no text: put it in quotes"
     if "is not a ListConfig" in said:
-        where = "an entry of a list" if key.isdecimal() else key
-        return f"{where} has to be a list itself: write [a, b]"
+        where = "an entry of a list has to be a list itself" if key.isdecimal() else f"{key} has to be a list"
+        return f"{where}: write [a, b]"
     if "merge DictConfig with ListConfig" in said:
         return f"{key} is a list, but it takes names and values: write {{name: value}}"
     if "is not Optional" in said:

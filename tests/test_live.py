@@ -43,16 +43,19 @@ def test_an_assignment_is_read_as_in_a_recipe(assignment: str, expected: tuple[s
     [
         ("optim.lr", "sets nothing: write KEY=VALUE"),
         ("optim.lr=", "sets nothing"),
-        ("optim.lr=fast", "optim.lr"),
-        ("optim.lr=-1", r"optim\.lr is -1"),
+        ("optim.lr=fast", r"^optim\.lr is 'fast': give a value of type float$"),
+        ("optim.lr=-1", r"^optim\.lr is -1"),
         ("optim.betas=[0.9, 0.9]", "optim.betas cannot be set while a run goes on, only optim.lr, "),
         ("run.seed=3", "run.seed cannot be set"),
-        ("monitor.samples.colour=red", "colour"),
+        ("monitor.samples.colour=red", r"^monitor\.samples\.colour: .*colour"),
         ("monitor.flush_every_steps=0", "monitor.flush_every_steps must be at least 1"),
         ("optim.text_encoder_2_lr=null", "give it a value"),
         ("monitor.samples.steps=5000", "more than the 1000 timesteps"),
         ("optim.lr={", "cannot be read"),
         ("monitor.samples.prompts=&a [*a]", "cannot be read"),
+        ("monitor.samples.file=&a [*a]", "cannot be read"),
+        (f"monitor.samples.prompts={'[' * 3000}", "cannot be read"),
+        (f"monitor.samples.seed={'9' * 5000}", "cannot be read"),
     ],
 )
 def test_what_may_not_be_set_is_refused_with_a_sentence(assignment: str, told: str) -> None:

@@ -80,6 +80,12 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("monitor.wandb.mode=loud", "monitor.wandb.mode is 'loud'"),
         ("data.sources.x={path: a}", "data.sources.x cannot be set alone: give data.sources={NAME"),
         ("data.shards=???", "data.shards is not set: give it in the recipe or as data.shards="),
+        ("monitor.tensorboard=maybe", "monitor.tensorboard is 'maybe': give a value of type bool"),
+        (
+            "monitor.alerts.to=[mailto://h?to=me]",
+            "cannot be read: close all brackets, and put texts in quotes of their own",
+        ),
+        ("monitor.alerts.to=['${oc.env:NO_SUCH}']", "asks for the environment variable NO_SUCH, which is not set"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_key_value_and_remedy(override: str, message: str) -> None:
@@ -147,10 +153,19 @@ def test_three_processes_cannot_share_a_global_batch_of_16() -> None:
     assert (second.returncode, second.stderr) == (2, "")
 
 
-def test_hydra_s_own_flags_work() -> None:
-    shown = run("conf=demo", "--cfg", "job")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("conf=demo", "run.name=fox", "--cfg", "job"),
+        ("--cfg", "job", "conf=demo", "run.name=fox"),
+        ("run.name=fox", "conf=demo", "-c", "job", "train.micro_batch=4"),
+    ],
+)
+def test_hydra_s_own_flags_work_wherever_they_stand(arguments: tuple[str, ...]) -> None:
+    shown = run(*arguments)
     assert shown.returncode == 0, shown.stderr
     assert "weight_floor:" in shown.stdout
+    assert "name: fox" in shown.stdout
     assert not (Path.cwd() / "outputs").exists()
 
 
@@ -162,7 +177,7 @@ def test_hydra_s_own_flags_work() -> None:
         ("defaults: [hyperfusion, _self_]\ncaptions: {tags: {drop: often}}", "captions.tags.drop is 'often': give a"),
         ("defaults: [hyperfusion, _self_]\ncaptions: {tags: 0.7}", "0.7 stands where settings belong by their names"),
         ("defaults: [hyperfusion, _self_]\ncaptions: {caption: {weights: [3]}}", "a list stands where settings belong"),
-        ("defaults: [hyperfusion, _self_]\ncaptions: {no_flip: text}", r"captions.no_flip has to be a list itself"),
+        ("defaults: [hyperfusion, _self_]\ncaptions: {no_flip: text}", r"captions.no_flip has to be a list: write"),
         ("defaults: [hyperfusion, _self_]\ncaptions: {tags: {aliases: {pairs: {1: a}}}}", "name that is no text: put"),
         ("defaults: [hyperfusion, _self_]\ncaptions: null", "captions is empty: remove it"),
         ("defaults: [hyperfusion, _self_]\ncaptions:\n\ttags: 1", "a recipe is no YAML: .*line 3"),

@@ -75,7 +75,8 @@ def withdraw(run: Path, request: str) -> bool:
 
 
 class Inbox:
-    """The requests to a run, as rank 0 finds them."""
+    """The requests to a run, as rank 0 finds them. Others write to the folder: nothing that is in it, or that cannot be
+    done in it, raises anything."""
 
     def __init__(self, run: Path) -> None:
         """Make the folder, so that others can put something there."""
@@ -83,41 +84,49 @@ class Inbox:
         (self._folder / ANSWERED).mkdir(parents=True, exist_ok=True)
         self._looked = 0.0
         self._waiting = False
+        self._stuck: set[str] = set()
+        """Names of files that were answered and could not be removed."""
 
     def waiting(self) -> bool:
         """Whether there are requests. Looks at most once in POLL_S, so that it may be called in every step."""
         if time.monotonic() - self._looked >= POLL_S:
             self._looked = time.monotonic()
-            self._waiting = bool(self._lying())
+            self._waiting = bool(self._there())
         return self._waiting
 
     def read(self) -> list[Request]:
-        """The requests in the order in which they were made. What is none is answered so at once; what cannot be read
-        is left where it lies, and tried again."""
+        """The requests in the order in which they were made. What is none is answered so at once."""
         self._waiting = False
         found = []
-        for path in self._lying():
+        for path in sorted(self._there()):
             try:
                 found.append(_read(path))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                self._move(path.stem, {"step": None, "refused": f"it is no request: {error}"})
-            except OSError:  # withdrawn meanwhile, another user's, or of a file system that is away
+            except FileNotFoundError:  # withdrawn
                 continue
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+                self._move(path.stem, {"step": None, "refused": f"it is no request: {error}"})
         return found
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Write down what came of a request."""
         self._move(request.id, {**asdict(request), **asdict(answer)})
 
-    def _lying(self) -> list[Path]:
-        """The files that are requests, in their order; none where the folder cannot be read."""
-        with suppress(OSError):
-            return sorted(path for path in self._folder.iterdir() if _is_request(path.name))
+    def _there(self) -> list[Path]:
+        """Files alone: a pipe would be waited for."""
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            return [path for one in entries if self._is_new(one.name) and (path := Path(one.path)).is_file()]
         return []
 
+    def _is_new(self, name: str) -> bool:
+        return name.endswith(".json") and not name.startswith(".") and name not in self._stuck
+
     def _move(self, request: str, answer: dict[str, Any]) -> None:
-        replace_text(self._folder / ANSWERED / f"{request}.json", json.dumps(answer, indent=1))
-        (self._folder / f"{request}.json").unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk
+            replace_text(self._folder / ANSWERED / f"{request}.json", json.dumps(answer, indent=1))
+        try:
+            (self._folder / f"{request}.json").unlink(missing_ok=True)
+        except OSError:
+            self._stuck.add(f"{request}.json")
 
 
 def keep_setting(run: Path, step: int, key: str, value: Any) -> None:
@@ -133,10 +142,6 @@ def kept_settings(run: Path) -> Sequence[dict[str, Any]]:
     return read_lines(run / FOLDER / SETTINGS)
 
 
-def _is_request(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
-
-
 def _read(path: Path) -> Request:
     with path.open("rb") as file:
         text = file.read(LONGEST_BYTES + 1)
@@ -145,7 +150,9 @@ def _read(path: Path) -> Request:
     plain = json.loads(text)
     if plain["action"] not in ACTIONS:
         raise ValueError(f"there is no {plain['action']!r}, but {', '.join(ACTIONS)}")
-    return Request(path.stem, plain["action"], str(plain["assignment"]), str(plain["asked_by"]))
+    request = Request(path.stem, plain["action"], str(plain["assignment"]), str(plain["asked_by"]))
+    (request.assignment + request.asked_by).encode()  # half a surrogate pair, which nothing could write down
+    return request
 
 
 def _asker() -> str:

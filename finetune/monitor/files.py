@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+UNWRITABLE = "backslashreplace"
+"""Names of files need not be UTF-8; what is none of it in them is written as JSON escapes it."""
+
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file under another name and move it into place, so that no reader sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors=UNWRITABLE) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -20,9 +23,9 @@ def replace_text(path: Path, text: str) -> None:
 def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows as JSON lines and wait until they are on the disk. What a kill or a full disk has cut short before
     them stays a line of its own."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors=UNWRITABLE)
     with path.open("a+b") as file:
-        file.write(f"\n{text}".encode() if _is_torn(file) else text.encode())
+        file.write(b"\n" + text if _is_torn(file) else text)
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,6 +1,7 @@
 """status.json: how the run is, rewritten every few seconds, and how to judge it from outside."""
 
 import json
+import math
 import os
 import socket
 import threading
@@ -83,14 +84,14 @@ def read_status(folder: Path) -> dict[str, Any]:
         OSError: it cannot be read now.
     """
     path = folder / "status.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run's folder (it has no status.json): give runs/NAME")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} is not a run's folder (it has no status.json): give runs/NAME") from error
-    try:
-        status: dict[str, Any] = json.loads(text)
+        status: dict[str, Any] = json.loads(path.read_bytes())
         health(status, time.time())
-    except (ValueError, KeyError, TypeError) as error:
+        if not math.isfinite(status["heartbeat"] + status["heartbeat_s"]):
+            raise ValueError("heartbeat")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not what a run has written: start the run again, which writes it anew") from error
     return status
 

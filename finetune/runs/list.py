@@ -12,7 +12,7 @@ from rich.text import Text
 
 from finetune.errors import UserError
 from finetune.runs.folder import AsJson
-from finetune.runs.status import COLOURS
+from finetune.runs.status import COLOURS, NARROW
 from finetune.runs.view.figures import said
 from finetune.runs.view.overview import overviews
 from finetune.runs.view.words import about, duration, fixed, short
@@ -30,7 +30,8 @@ def list_runs(
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        Console().print(_table(rows) if rows else f"no runs in {folder}", soft_wrap=not rows)
+        console = Console()
+        console.print(_table(rows, console.width) if rows else f"no runs in {folder}", soft_wrap=not rows)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -48,12 +49,15 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             "images_per_s": values.get("images_per_s"),
             "eta_s": values.get("eta_s"),
             "heartbeat_age_s": look.heartbeat_age_s,
-            "host": look.status.get("host"),
+            "host": look.host,
         }
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("run", "health", "step", "loss", "images/s", "ETA", "heartbeat", "machine", box=None)
+def _table(rows: list[dict[str, Any]], width: int) -> Table:
+    """The runs in so many letters a line: where these are few, what matters most."""
+    columns = ("run", "health", "step", "loss", "images/s", "ETA", "heartbeat", "machine")
+    shown = columns[:3] if width < NARROW else columns
+    table = Table(*shown, box=None)
     for row in rows:
         health = Text(row["health"], COLOURS.get(row["health"], "yellow"))
         if row["health"] == UNREADABLE:
@@ -62,5 +66,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         total = row["total_steps"]
         step = f"{row['step']:,} of {total:,}, {row['step'] / total:.0%}" if total else f"{row['step']:,}"
         figures = (said(form, row, key) or "" for key, form in SHOWN.items())
-        table.add_row(Text(row["name"]), health, step, *figures, Text(row["host"] or ""))
+        cells: list[Text | str] = [Text(row["name"]), health, step, *figures, Text(row["host"])]
+        table.add_row(*cells[: len(shown)])
     return table

@@ -28,7 +28,7 @@ def serve(
     try:
         server = Server(host, port, Site(folder), access)
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from error
+        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another port or host") from error
     with server:
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{server.server_port}/", flush=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -18,13 +19,16 @@ from finetune.runs.view.curves import Curves, read_curves
 from finetune.runs.view.events import event_time, told, tone
 from finetune.runs.view.figures import KEYS, shown
 from finetune.runs.view.overview import Overview, overview
-from finetune.runs.view.words import about, sparkline
+from finetune.runs.view.tail import Line
+from finetune.runs.view.words import about, plain, sparkline
 
 EXIT_CODES = {"healthy": 0, "finished": 0, "stale": 3, "failed": 4, "stopped": 5, "paused": 6, "preempted": 7}
 COLOURS = {"healthy": "green", "finished": "green", "stale": "red", "failed": "red"}
 TONES = {"good": "green", "doubtful": "yellow", "bad": "red", "plain": "default"}
 REFRESH_S = 2.0
 SPARKS = 40
+NARROW = 72
+"""Letters in a line below which there is one thing beside another no more, as on a phone."""
 EVENTS_SHOWN = 8
 
 
@@ -37,24 +41,24 @@ def status(
     while data cannot be read, 7 preempted (asked to stop, and saved)."""
     if watch and as_json:
         raise UserError("--watch shows a table and --json prints once: give one of them")
-    look = overview(run)
+    look, console = overview(run), Console()
     if watch:
-        look = _watched(look)
+        look = _watched(look, console)
     if as_json:
         print(json.dumps(_plain(look), indent=1))
     else:
-        Console().print(_screen(look))
+        console.print(_screen(look, console.width))
     raise typer.Exit(EXIT_CODES[look.health])
 
 
-def _watched(look: Overview) -> Overview:
+def _watched(look: Overview, console: Console) -> Overview:
     """Show a run until Ctrl-C; how it was then."""
-    with Live(_screen(look), auto_refresh=False, screen=True) as live:
+    with Live(_screen(look, console.width), console=console, auto_refresh=False, screen=True) as live:
         try:
             while True:
                 time.sleep(REFRESH_S)
                 look = overview(look.folder)
-                live.update(_screen(look), refresh=True)
+                live.update(_screen(look, console.width), refresh=True)
         except KeyboardInterrupt:
             return look
 
@@ -76,8 +80,11 @@ def _plain(look: Overview) -> dict[str, Any]:
     }
 
 
-def _screen(look: Overview) -> Group:
-    return Group(*_head(look), Text(), _figures(look), *_curves(read_curves(look.folder)), *_events(look), _foot(look))
+def _screen(look: Overview, width: int) -> Group:
+    narrow = width < NARROW
+    curves = _curves(read_curves(look.folder), max(1, min(SPARKS, width - 32)), ends=not narrow)
+    events = _events_below(look) if narrow else _events(look)
+    return Group(*_head(look), Text(), _figures(look, 1 if narrow else 2), *curves, *events, _foot(look))
 
 
 def _head(look: Overview) -> Iterator[RenderableType]:
@@ -89,8 +96,8 @@ def _head(look: Overview) -> Iterator[RenderableType]:
         yield ProgressBar(total, look.step, width=SPARKS + 30, complete_style=colour, finished_style=colour)
 
 
-def _figures(look: Overview) -> Table:
-    """The groups of figures, two beside each other."""
+def _figures(look: Overview, beside: int) -> Table:
+    """The groups of figures, so many beside each other."""
     tables = []
     for group, figures in shown(look.values).items():
         table = Table(box=None, show_header=False, title=group, title_justify="left", title_style="bold")
@@ -100,18 +107,19 @@ def _figures(look: Overview) -> Table:
             table.add_row(label, Text(text))
         tables.append(table)
     grid = Table.grid(padding=(0, 3, 0, 0))
-    for i in range(0, len(tables), 2):
-        grid.add_row(*tables[i : i + 2])
+    for i in range(0, len(tables), beside):
+        grid.add_row(*tables[i : i + beside])
         grid.add_row()
     return grid
 
 
-def _curves(curves: Curves) -> Iterator[RenderableType]:
+def _curves(curves: Curves, sparks: int, *, ends: bool) -> Iterator[RenderableType]:
+    """Small curves of so many letters, with both of their ends or the last value alone."""
     table = Table(box=None, show_header=False, title="curves", title_justify="left", title_style="bold")
     for name, points in curves.items():
         means = [point.mean for point in points]
-        ends = f"{means[0]:.4g} → {means[-1]:.4g}"
-        table.add_row(Text(name.replace("_", " "), "dim"), Text(sparkline(means, SPARKS), "cyan"), ends)
+        figures = f"{means[0]:.4g} → {means[-1]:.4g}" if ends else f"{means[-1]:.4g}"
+        table.add_row(Text(name.replace("_", " "), "dim"), Text(sparkline(means, sparks), "cyan"), figures)
     if curves:
         yield table
 
@@ -122,16 +130,33 @@ def _events(look: Overview) -> Iterator[RenderableType]:
     table.add_column(no_wrap=True)
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     for event in look.events[:EVENTS_SHOWN]:
-        happened = event_time(event)
-        ago = f"{about(look.now - happened)} ago" if happened else ""
-        table.add_row(ago, Text(str(event.get("kind")), TONES[tone(event)]), Text(told(event)))
+        table.add_row(_ago(look, event), _kind(event), Text(told(event)))
     if look.events:
         yield Text()
         yield table
 
 
+def _events_below(look: Overview) -> Iterator[RenderableType]:
+    """The events with all that is told of them, each below its kind."""
+    if look.events:
+        yield Text("\nevents", "bold")
+    for event in look.events[:EVENTS_SHOWN]:
+        yield Text.assemble(_kind(event), "  ", (_ago(look, event), "dim"))
+        if text := told(event):
+            yield Padding(Text(text), (0, 0, 0, 2))
+
+
+def _ago(look: Overview, event: Line) -> str:
+    happened = event_time(event)
+    return f"{about(look.now - happened)} ago" if happened else ""
+
+
+def _kind(event: Line) -> Text:
+    return Text(plain(str(event.get("kind"))), TONES[tone(event)])
+
+
 def _foot(look: Overview) -> Text:
     names = [checkpoint.name for checkpoint in look.checkpoints]
-    kept = f"{len(names)} checkpoints, the newest {names[-1]}" if names else "no checkpoint yet"
-    where = f"{look.status.get('host', 'unknown machine')}, pid {look.status.get('pid', 'unknown')}"
+    kept = f"{len(names)} checkpoint{'s'[: len(names) != 1]}, the newest {names[-1]}" if names else "no checkpoint yet"
+    where = f"{look.host}, pid {look.status.get('pid', 'unknown')}"
     return Text(f"\n{kept}\n{where}, heartbeat {about(look.heartbeat_age_s)} ago", "dim")

@@ -23,7 +23,9 @@ def watch(
     run: Annotated[Path, typer.Argument(help="The run's folder, runs/NAME.")],
     to: Annotated[list[str], typer.Option(help=f"Apprise URL; else those in {ADDRESSES}, which hides them.")] = [],  # noqa: B006
     mute: Annotated[list[str], typer.Option(help="A kind of alerts that is not sent.")] = [],  # noqa: B006
-    again_after_s: Annotated[float, typer.Option(help="What goes on is told again then.")] = DEFAULTS.again_after_s,
+    again_after_s: Annotated[
+        float, typer.Option(help="Seconds until what goes on is told again.")
+    ] = DEFAULTS.again_after_s,
     per_hour: Annotated[int, typer.Option(help="At most so many alerts an hour.")] = DEFAULTS.per_hour,
     pid: Annotated[
         int | None, typer.Option(help="Watch only this process's start, as every start does itself.")

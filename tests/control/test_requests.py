@@ -1,6 +1,9 @@
 """Requests: put down by anybody, taken in order, answered."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,70 @@ def test_an_answer_takes_the_place_of_its_request(tmp_path: Path) -> None:
     assert inbox.read() == []
 
 
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def an_endless_file(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("made", [a_folder, a_pipe, a_loop, a_dangling_link, an_endless_file])
+def test_what_is_no_file_is_passed_over(tmp_path: Path, made: Callable[[Path], None]) -> None:
+    inbox = Inbox(tmp_path)
+    made(tmp_path / FOLDER / "1.json")
+    assert not inbox.waiting()
+    good = ask(tmp_path, "save")
+    assert [request.id for request in inbox.read()] == [good]
+
+
+def test_a_request_that_cannot_be_answered_or_removed_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox(tmp_path)
+    ask(tmp_path, "save")
+    (request,) = inbox.read()
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("finetune.control.requests.replace_text", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        inbox.answer(request, Answer(1, None))
+    assert inbox.read() == []
+    assert (tmp_path / FOLDER / f"{request.id}.json").exists()
+    monkeypatch.undo()
+    later = ask(tmp_path, "stop")
+    assert [request.id for request in inbox.read()] == [later]
+
+
+def test_a_request_with_a_name_too_long_to_be_answered_is_removed(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    (tmp_path / FOLDER / f"{'a' * 250}.json").write_text("{")
+    assert inbox.read() == []
+    assert not list((tmp_path / FOLDER).glob("*.json"))
+
+
+def test_a_folder_that_is_gone_holds_no_requests(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    shutil.rmtree(tmp_path / FOLDER)
+    assert not inbox.waiting()
+    assert inbox.read() == []
+
+
 def test_whether_there_are_requests_is_looked_up_once_in_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +136,8 @@ def test_a_request_can_be_withdrawn_until_it_is_answered(tmp_path: Path) -> None
         (json.dumps({"action": "rm", "assignment": "", "asked_by": "x"}), "there is no 'rm', but save, sample"),
         ("x" * (LONGEST_BYTES + 1), f"more than {LONGEST_BYTES} bytes"),
         ("\udcff", "no request"),
+        ("[" * 50_000, "no request"),
+        ('{"action": "save", "assignment": "", "asked_by": "\\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_what_is_no_request_is_set_aside_with_the_reason(tmp_path: Path, text: str, told: str) -> None:
@@ -126,9 +195,9 @@ def test_what_cannot_be_read_now_stops_nothing(tmp_path: Path, monkeypatch: pyte
     """A request that is withdrawn while it is looked at, and a file system that is away."""
     inbox = Inbox(tmp_path)
     first, second = ask(tmp_path, "save"), ask(tmp_path, "stop")
-    lying = list((tmp_path / FOLDER).iterdir())
+    lying = [tmp_path / FOLDER / f"{request}.json" for request in (first, second)]
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", lambda folder: iter(lying))
+        patch.setattr(Inbox, "_there", lambda inbox: lying)
         assert withdraw(tmp_path, first)
         assert [request.id for request in inbox.read()] == [second]
 
@@ -136,7 +205,7 @@ def test_what_cannot_be_read_now_stops_nothing(tmp_path: Path, monkeypatch: pyte
         raise OSError("stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", away)
+        patch.setattr("finetune.control.requests.os.scandir", away)
         assert not Inbox(tmp_path).waiting()
         assert inbox.read() == []
     assert [request.id for request in inbox.read()] == [second]

@@ -33,3 +33,9 @@ def test_every_run_has_a_line_and_what_cannot_be_read_is_said(tmp_path: Path) ->
 
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     assert "no runs in" in CliRunner().invoke(app, ["list", str(tmp_path)]).output
+
+
+def test_a_narrow_screen_has_what_matters_most(tmp_path: Path) -> None:
+    pretend_run(tmp_path / "fox", 300)
+    table = CliRunner().invoke(app, ["list", str(tmp_path)], env={"COLUMNS": "40"}).output
+    assert table.splitlines()[1].split() == ["fox", "healthy", "300", "of", "154,000,", "0%"]

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_whatever_files_a_run_has_it_is_shown(tmp_path: Path, gone: str, how: st
     assert result.exit_code == 0, result.output
     assert "300 of" in result.output
     assert CliRunner().invoke(app, ["status", str(run), "--json"]).exit_code == 0
+
+
+@pytest.mark.parametrize("width", [1, 30, 40, 71, 72, 80, 200])
+def test_on_a_screen_of_any_width_the_figures_are_to_be_read(tmp_path: Path, width: int) -> None:
+    run = pretend_run(tmp_path / "run", 300)
+    result = CliRunner().invoke(app, ["status", str(run)], env={"COLUMNS": str(width)})
+    assert result.exit_code == 0
+    lines = [line.rstrip() for line in result.output.splitlines()]
+    assert max(map(len, lines)) <= width
+    if width >= 40:
+        loss = next(line for line in lines if "loss, last step" in line)
+        assert re.search(r"loss, last step +0\.\d{5}", loss)
+        assert next(line for line in lines if line.lstrip().startswith("updates") or "  updates " in line)
+        assert "1 checkpoint, the newest step-00000000" in result.output
 
 
 def test_json_has_everything_under_its_documented_names(tmp_path: Path) -> None:

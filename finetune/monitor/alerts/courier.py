@@ -11,6 +11,7 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
+    retry_if_not_exception_type,
     sleep_using_event,
     stop_after_delay,
     stop_any,
@@ -19,7 +20,7 @@ from tenacity import (
 )
 
 from finetune.monitor.alerts.outbox import Letter
-from finetune.monitor.alerts.places import TIMEOUT_S, NotDelivered, Place
+from finetune.monitor.alerts.places import TIMEOUT_S, NotDelivered, Place, Refused
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
 GIVE_UP_AFTER_S = 24 * 3600.0
@@ -73,7 +74,7 @@ class Courier:
 
     def _attempts(self) -> Retrying:
         return Retrying(
-            retry=retry_if_exception_type(NotDelivered),
+            retry=retry_if_exception_type(NotDelivered) & retry_if_not_exception_type(Refused),
             wait=wait_exponential_jitter(initial=FIRST_WAIT_S, max=LONGEST_WAIT_S),
             stop=stop_any(stop_after_delay(GIVE_UP_AFTER_S), stop_when_event_set(self._closing)),
             sleep=sleep_using_event(self._closing),

@@ -46,7 +46,8 @@ class Outbox:
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.config.again_after_s, self.config.per_hour)
-        if self.path.exists():
+        # Of a damaged one nothing is known: better to tell things twice than never.
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             self._load(json.loads(self.path.read_text(encoding="utf-8")))
 
     def add(self, alert: Alert, now: float) -> None:

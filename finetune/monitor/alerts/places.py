@@ -18,12 +18,18 @@ APART_S = 1.0
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,15}(?=://)", re.IGNORECASE)
 _STATUS = re.compile(r"error=(\d{3})\b")
 """In what Apprise logs of an answer."""
+UNFIT = (400, 413, 422)
+"""Answers that say that an alert is at fault, not the address or the server. Others shall not wait for it."""
 _MENTION = re.compile(r"(?<!\w)[@!](?=\w)")
 """What chats take for a call to somebody or to all; texts may come from servers and from names of samples."""
 
 
 class NotDelivered(Exception):
     """A place has not taken an alert; the message is the reason, without anything of the address."""
+
+
+class Refused(NotDelivered):
+    """A place that answers will never take this alert, but may take others."""
 
 
 class Place:
@@ -58,6 +64,7 @@ class Place:
             run: name of the run.
 
         Raises:
+            Refused: it was not taken, and never will be.
             NotDelivered: it was not taken; the same may go well later.
         """
         text = harmless(alert.text or alert.title)
@@ -66,7 +73,10 @@ class Place:
         if not result:
             logged = " ".join(entry.message for entry in result.logs())
             status = _STATUS.search(logged)
-            raise NotDelivered(f"answered with {status.group(1)}" if status else "no connection, or no answer")
+            if status is None:
+                raise NotDelivered("no connection, or no answer")
+            kind = Refused if int(status.group(1)) in UNFIT else NotDelivered
+            raise kind(f"answered with {status.group(1)}")
 
 
 def places(texts: Sequence[str]) -> list[Place]:
@@ -80,6 +90,7 @@ def places(texts: Sequence[str]) -> list[Place]:
 
 
 def harmless(text: str) -> str:
-    """A text without calls to everybody, and not too long."""
+    """A text without calls to everybody and without what cannot be sent, and not too long."""
+    text = text.encode(errors="replace").decode()
     cut = text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
     return _MENTION.sub(lambda found: f"{found.group()}\u200b", cut)

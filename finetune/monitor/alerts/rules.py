@@ -9,7 +9,7 @@ Event = Mapping[str, Any]
 Level = Literal["info", "success", "warning", "failure"]
 SEVERE = frozenset({"finished", "preempted", "stopped", "failed", "no heartbeat", "heartbeat is back"})
 """The run has ended, or nobody knows. These come once each time, and noise about the rest never holds them back."""
-TURNS = frozenset({"data outage", "data is back", "disk nearly full", "phase"})
+TURNS = frozenset({"started", "resumed", "data outage", "data is back", "disk nearly full", "phase"})
 """Each tells that something is otherwise now, so that none is a repetition of the one before."""
 CRASHED = ("killed", "failed")
 """How the start before may have ended so that going on is news."""
@@ -49,7 +49,7 @@ def alert_of(event: Event) -> Alert | None:
     rule = _RULES.get(event["kind"])
     try:
         return rule(event) if rule else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return Alert(event["kind"], "warning", event["kind"], json.dumps(event, ensure_ascii=False))
 
 

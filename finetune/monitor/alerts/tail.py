@@ -13,11 +13,11 @@ def new_events(path: Path, offset: int | None) -> tuple[list[dict[str, Any]], in
     that a kill has cut short is passed over.
 
     Args:
-        offset: in bytes; None begins with the last start.
+        offset: in bytes; None begins with the last start, as does one beyond the end: the file is another one.
     """
     if not path.is_file():
         return [], 0
-    if offset is None:
+    if offset is None or offset > path.stat().st_size:
         offset = _last_beginning(path)
     with path.open("rb") as file:
         file.seek(offset)
@@ -38,9 +38,9 @@ def _last_beginning(path: Path) -> int:
 def _parsed(text: bytes) -> list[tuple[int, dict[str, Any]]]:
     found, offset = [], 0
     for line in text.split(b"\n"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and "kind" in event:
+            if isinstance(event, dict) and isinstance(event.get("kind"), str):
                 found.append((offset, event))
         offset += len(line) + 1
     return found

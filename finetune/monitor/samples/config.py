@@ -44,7 +44,7 @@ class SamplesConfig:
     """Optimizer steps between grids, beside one before the first step and one after the last; 0 counts no steps."""
     every_epochs: int = 0
     """Epochs between grids, which come at their end, beside those of `every_steps`; 0 counts no epochs. Where both are
-    0 nothing is drawn."""
+    0 grids are drawn only when somebody asks for them (`runs ask RUN sample`)."""
     prompts: list[Any] = field(default_factory=list)
     """Each a text, or `{prompt: …, seed: …, negative_prompt: …}` where it has its own seed or negative prompt."""
     file: str | None = None

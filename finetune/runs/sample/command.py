@@ -1,6 +1,7 @@
 """The command: what is asked for is read before the model is loaded."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -46,6 +47,7 @@ def sample(
     out = out or run / "samples" / f"xy-{table.x.name}-{table.y.name}{PAGE}"
     if out.suffix != PAGE:
         raise UserError(f"--out {out}: give a name that ends in {PAGE}")
+    _make(out.parent)
     # Only from here on torch and the model are needed, whose imports take seconds.
     from finetune.runs.sample.cells import sample_cells
     from finetune.runs.sample.page import page, picture
@@ -61,7 +63,15 @@ def sample(
             batch=config.monitor.samples.batch,
             told=lambda more: progress.advance(task, more),
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out, page(table, pictures, config.run.name))
     picture(table, pictures, config.run.name).save(out.with_suffix(".png"))
     Console().print(f"{out} and {out.with_suffix('.png').name} beside it", soft_wrap=True, markup=False)
+
+
+def _make(folder: Path) -> None:
+    """Make the page's folder, before anything is sampled. Raises UserError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): give another place, as --out") from error

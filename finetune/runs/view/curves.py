@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from finetune.runs.view.overview import INTERVALS, METRICS, VALIDATION
 from finetune.runs.view.tail import Line, mean, numbers, spread_lines
+from finetune.runs.view.words import plain
 
 PLACES = 160
 
@@ -51,5 +52,5 @@ def curve(groups: Sequence[Sequence[Line]], key: str) -> list[Point]:
 def _rates(line: Line) -> Line:
     """A step's learning rates by the names of their curves."""
     rates = line.get("lr")
-    named = {f"lr/{group}": rate for group, rate in rates.items()} if isinstance(rates, dict) else {}
+    named = {f"lr/{plain(group)}": rate for group, rate in rates.items()} if isinstance(rates, dict) else {}
     return {"step": line.get("step"), **named}

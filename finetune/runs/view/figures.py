@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from finetune.runs.view.words import count, counts, duration, fixed, gib, percent, rates, short, spread
+from finetune.runs.view.words import count, counts, duration, fixed, gib, percent, plain, rates, short, spread
 
 Shown = Callable[[Any], str]
 
@@ -86,6 +86,6 @@ def shown(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def said(form: Shown, values: Mapping[str, Any], key: str) -> str | None:
     """A figure as it is shown; None where it is missing, or another version has written it otherwise."""
-    with suppress(TypeError, ValueError, AttributeError):
-        return form(values[key]) if key in values else None
+    with suppress(TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        return plain(form(values[key])) if key in values else None
     return None

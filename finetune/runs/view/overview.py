@@ -1,5 +1,6 @@
 """A run as its folder shows it now, in one value."""
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,8 @@ from finetune.errors import UserError
 from finetune.monitor.events import EVENTS
 from finetune.monitor.status import ENDED, health, read_status
 from finetune.redact import redacted
-from finetune.runs.view.tail import Line, last_lines, mean
-from finetune.runs.view.words import duration
+from finetune.runs.view.tail import Line, last_lines, mean, numbers
+from finetune.runs.view.words import duration, plain
 
 METRICS, INTERVALS, VALIDATION = "metrics.jsonl", "intervals.jsonl", "validation.jsonl"
 RECENT_STEPS = 50
@@ -62,7 +63,12 @@ class Overview:
     @property
     def name(self) -> str:
         """The run's name."""
-        return str(self.status.get("name") or self.folder.resolve().name)
+        return plain(str(self.status.get("name") or self.folder.resolve().name))
+
+    @property
+    def host(self) -> str:
+        """The machine of its rank 0."""
+        return plain(str(self.status.get("host", "unknown machine")))
 
     @property
     def heartbeat_age_s(self) -> float:
@@ -96,12 +102,12 @@ class Overview:
     @property
     def step(self) -> int:
         """Steps that are done."""
-        return int(self.metrics.get("step") or self.status.get("step") or 0)
+        return int(max(numbers([self.metrics.get("step")]) or numbers([self.status.get("step")]), default=0))
 
     @property
     def total_steps(self) -> int | None:
         """Steps that it will have; None where that is not known."""
-        return self.status.get("total_steps")
+        return next(map(int, numbers([self.status.get("total_steps")])), None)
 
     @property
     def sentence(self) -> str:
@@ -121,7 +127,7 @@ class Overview:
             said = f"it waits for {outage.get('what')}: {outage.get('reason')}"
         elif self.over and reason:
             said = f"{said}: {reason}"
-        return redacted(said)
+        return plain(redacted(said))
 
 
 def overview(folder: Path) -> Overview:
@@ -150,18 +156,19 @@ def overview(folder: Path) -> Overview:
 
 def pictures(folder: Path) -> dict[str, int]:
     """The pictures of samples that there are, by their names in samples/, each with its step; newest first."""
-    try:
-        there = [path.name for path in (folder / "samples").iterdir() if path.is_file() and not path.is_symlink()]
-    except FileNotFoundError:
-        return {}
-    found = {name: int(match[1]) for name in there if (match := PICTURE.fullmatch(name))}
+    found = {}
+    with suppress(OSError), os.scandir(folder / "samples") as entries:
+        for entry in entries:
+            match = PICTURE.fullmatch(entry.name)
+            if match and entry.name.isprintable() and entry.is_file(follow_symlinks=False):
+                found[entry.name] = int(match[1])
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def runs_in(folder: Path) -> dict[str, Path]:
     """The runs in a folder by name: what has a status.json."""
     try:
-        return {path.name: path for path in sorted(folder.iterdir()) if (path / "status.json").exists()}
+        return {path.name: path for path in sorted(folder.iterdir()) if _is_run(path)}
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): give the folder of runs") from error
 
@@ -171,10 +178,18 @@ def overviews(folder: Path) -> dict[str, Overview | UserError]:
     found: dict[str, Overview | UserError] = {}
     for name, run in runs_in(folder).items():
         try:
+            if not name.isprintable():
+                raise UserError("its folder's name cannot be shown: rename it")
             found[name] = overview(run)
         except UserError as error:
-            found[name] = error
+            found[plain(name)] = error
     return found
+
+
+def _is_run(path: Path) -> bool:
+    with suppress(OSError):  # somebody else's
+        return (path / "status.json").exists()
+    return False
 
 
 def _last(path: Path) -> Line:

@@ -14,6 +14,10 @@ CHUNK = 8 * 1024
 """Bytes that are read at a place: a dozen lines of metrics.jsonl."""
 LONGEST = 1024 * 1024
 """A last line beyond so many bytes is not looked for."""
+LARGEST = 1e100
+"""What is beyond it is no figure."""
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+"""Whatever was not finite is null."""
 
 
 def last_lines(path: Path, count: int) -> list[Line]:
@@ -47,22 +51,22 @@ def spread_lines(path: Path, places: int) -> list[list[Line]]:
 
 
 def numbers(values: Iterable[Any]) -> list[float]:
-    """Those of some values that are finite numbers: what was not finite is null in the files, and other versions have
-    other keys."""
-    return [float(value) for value in values if type(value) in (int, float) and math.isfinite(value)]
+    """Those of some values that are figures: what was not finite is null in the files, and other versions have other
+    keys."""
+    return [float(value) for value in values if type(value) in (int, float) and abs(value) <= LARGEST]
 
 
 def mean(values: Iterable[Any]) -> float | None:
-    """The mean of those that are finite numbers; None where there is none."""
+    """The mean of those that are figures; None where there is none."""
     found = numbers(values)
     return math.fsum(found) / len(found) if found else None
 
 
 def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb", buffering=0)
-    except FileNotFoundError:
-        return io.BytesIO()
+    with suppress(FileNotFoundError):
+        if path.is_file():  # a pipe would be waited for
+            return path.open("rb", buffering=0)
+    return io.BytesIO()
 
 
 def _lines(file: BinaryIO, start: int, end: int) -> Iterator[Line]:
@@ -73,6 +77,6 @@ def _lines(file: BinaryIO, start: int, end: int) -> Iterator[Line]:
     data = file.read(end - file.tell())
     lines = data.split(b"\n")[:-1]
     for line in lines[1 if start else 0 :]:  # what comes before the first border belongs to a line that began earlier
-        with suppress(ValueError):
-            if isinstance(found := json.loads(line), dict):
+        with suppress(ValueError, RecursionError):
+            if isinstance(found := _DECODER.decode(line.decode()), dict):
                 yield found

@@ -8,6 +8,11 @@ SPARKS = "▁▂▃▄▅▆▇█"
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
+def plain(text: str) -> str:
+    """A text in one line, without letters that a terminal obeys or that cannot be written."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+
+
 def fixed(digits: int) -> Callable[[float], str]:
     """Numbers with so many digits behind the point."""
     return lambda value: f"{value:,.{digits}f}"

@@ -12,7 +12,7 @@ from finetune.runs.view.curves import Curves, read_curves
 from finetune.runs.view.events import event_time, told, tone
 from finetune.runs.view.figures import said, shown
 from finetune.runs.view.overview import Overview
-from finetune.runs.view.words import about, duration, fixed, percent, short
+from finetune.runs.view.words import about, duration, fixed, percent, plain, short
 from finetune.runs.web.chart import Chart, bars, chart
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,7 +93,7 @@ def _charts(curves: Curves) -> Iterator[Chart]:
 def _event(event: Mapping[str, Any], now: float) -> dict[str, str]:
     happened = event_time(event)
     return {
-        "kind": str(event.get("kind")),
+        "kind": plain(str(event.get("kind"))),
         "tone": tone(event),
         "told": told(event),
         "ago": f"{about(now - happened)} ago" if happened else "",

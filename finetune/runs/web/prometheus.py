@@ -11,6 +11,7 @@ from finetune.monitor.status import HEALTHS
 from finetune.runs.view.figures import FIGURES, Figure
 from finetune.runs.view.overview import Overview
 from finetune.runs.view.tail import numbers
+from finetune.runs.view.words import plain
 
 KIND = CONTENT_TYPE_LATEST
 
@@ -64,4 +65,4 @@ def _parts(figure: Figure, value: Any) -> Iterable[tuple[list[str], float]]:
     if not figure.labelled:
         return [([], number) for number in numbers([value])]
     named = value if isinstance(value, Mapping) else dict(enumerate(value, 1)) if isinstance(value, list) else {}
-    return [([str(name)], number) for name, one in named.items() for number in numbers([one])]
+    return [([plain(str(name))], number) for name, one in named.items() for number in numbers([one])]

@@ -33,6 +33,8 @@ class Server(ThreadingHTTPServer):
     """Answers each request in a thread of its own. It writes no log, so none can hold a token."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait to be taken: of more at once the kernel drops some for seconds."""
 
     def __init__(self, host: str, port: int, site: Site, access: Access) -> None:
         """Listen. Raises OSError where that is not possible."""
@@ -108,7 +110,10 @@ class Handler(BaseHTTPRequestHandler):
         access, site = self.server.access, self.server.site
         if not access.knows(self.headers.get("Host")):
             return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, "this name is not known here: start with --allow-host")
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:  # of an IPv6 address in it
+            return Answer.text(HTTPStatus.BAD_REQUEST, "this is no address")
         admitted = access.admits(self.headers.get("Authorization"), self.headers.get("Cookie"))
         if access.is_token(parse_qs(url.query).get("token", [""])[-1]):
             return Answer.text(

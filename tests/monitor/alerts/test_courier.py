@@ -43,6 +43,20 @@ def test_it_goes_on_until_it_is_taken_and_in_order(status: int, capfd: pytest.Ca
     assert capfd.readouterr().err.count(f"not delivered: failed 0 (answered with {status})") == 1
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_alert_that_will_never_be_taken_holds_up_no_other(status: int, capfd: pytest.CaptureFixture[str]) -> None:
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    with http_receiver() as receiver:
+        receiver.status = status
+        courier = Courier(places([receiver.ntfy])[0], "fox", outcomes)
+        for letter in LETTERS:
+            courier.deliver(letter)
+        assert [outcome.letter for outcome in taken(outcomes)] == LETTERS
+        courier.close()
+    assert len(receiver.posts) == len(LETTERS)
+    assert f"not delivered: failed 0 (answered with {status}); given up" in capfd.readouterr().err
+
+
 def test_in_the_end_it_gives_up_and_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 0.1)
     outcomes: SimpleQueue[Outcome] = SimpleQueue()

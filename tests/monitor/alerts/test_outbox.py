@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,3 +76,21 @@ def test_where_it_was_is_kept(tmp_path: Path) -> None:
     outbox.save()
     assert (opened(tmp_path).offset, opened(tmp_path).silent) == (17, ["box", 42, 1e9])
     assert json.loads((tmp_path / FILE_NAME).read_text())["offset"] == 17
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"offset": 4}', b'{"offset": 4, "silent": null, "said": []}']
+)
+def test_a_damaged_one_does_not_silence_the_watcher(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(text)
+    outbox = opened(tmp_path)
+    outbox.add(Alert("failed", "failure", "failed"), 1e9)
+    outbox.save()
+    assert [letter.alert.kind for letter in opened(tmp_path).letters] == ["failed"]
+
+
+def test_any_text_can_be_kept(tmp_path: Path) -> None:
+    outbox = opened(tmp_path)
+    outbox.add(Alert("failed", "failure", "failed", "half a letter \ud800, é"), 1e9)
+    outbox.save()
+    assert opened(tmp_path).letters == outbox.letters

@@ -89,7 +89,7 @@ def test_a_wrong_password_is_a_failure_without_the_password() -> None:
     assert SECRET not in str(raised.value)
 
 
-@pytest.mark.parametrize("status", [500, 429, 404])
+@pytest.mark.parametrize("status", [500, 429, 404, 400])
 def test_an_answer_that_refuses_is_told_by_its_number(status: int) -> None:
     with http_receiver() as receiver:
         receiver.status = status
@@ -149,3 +149,9 @@ def test_texts_call_nobody_and_are_not_too_long(monkeypatch: pytest.MonkeyPatch)
         assert call not in str([body for _, body in receiver.taken])
     assert harmless("somebody@example.org") == "somebody@example.org"
     assert len(harmless("x" * 10_000)) == LONGEST_TEXT
+
+
+def test_what_is_no_unicode_is_sent_all_the_same() -> None:
+    with http_receiver() as receiver:
+        places([receiver.ntfy])[0].send(Alert("failed", "failure", "failed", "half a letter \ud800"), "fox\udcff")
+    assert receiver.taken[0][1]["message"] == "half a letter ?"

@@ -98,8 +98,8 @@ def test_what_is_as_it_should_be_gives_none(event: dict[str, Any]) -> None:
 @given(
     st.sampled_from([event["kind"] for event, _, _ in EVENTS]),
     st.dictionaries(
-        st.sampled_from(["step", "reason", "keys", "ranks", "number", "changed", "failure"]),
-        st.none() | st.integers() | st.text("ab é", max_size=5),
+        st.sampled_from(["step", "reason", "keys", "ranks", "number", "changed", "failure", "free_gib", "silent_s"]),
+        st.none() | st.integers() | st.text("ab é", max_size=5) | st.just(10**400),
     ),
 )
 def test_an_event_of_another_form_is_told_as_it_is(kind: str, fields: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,3 +35,19 @@ def test_it_begins_with_the_last_start(tmp_path: Path) -> None:
     assert new_events(path, None) == ([], 0)
     path.write_bytes(TEXT)
     assert new_events(path, None) == (EVENTS[2:], len(TEXT))
+
+
+def test_a_shorter_file_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(TEXT)
+    assert new_events(path, len(TEXT) + 1) == (EVENTS[2:], len(TEXT))
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b"\xff", b'{"kind": ["failed"]}', b'{"kind": null}', b"[]", b"9" * 9000]
+)
+def test_what_is_no_event_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(line + b"\n" + TEXT)
+    assert new_events(path, 0)[0] == EVENTS
+    assert new_events(path, None)[0] == EVENTS[2:]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune.monitor.alerts.rules import Alert
 from finetune.monitor.alerts.throttle import HOUR_S, Throttle
 
-KINDS = ("skipped", "slow rank", "data outage", "failed")
+KINDS = ("skipped", "slow rank", "started", "resumed", "data outage", "failed")
 AGAIN_S, PER_HOUR = 1800.0, 3
 arrivals = st.lists(st.tuples(st.floats(0.0, 1500.0), st.sampled_from(KINDS)), max_size=60)
 
@@ -46,7 +46,7 @@ def test_what_repeats_itself_is_not_told_too_soon(waits: list[tuple[float, str]]
 @given(arrivals)
 def test_what_has_changed_or_ended_is_always_told_where_there_is_room(waits: list[tuple[float, str]]) -> None:
     sent = passed_through(Throttle(AGAIN_S, 1000), waits)
-    for kind in ("data outage", "failed"):
+    for kind in ("started", "resumed", "data outage", "failed"):
         assert sum(alert.kind == kind for _, alert in sent) == sum(one == kind for _, one in waits)
 
 

@@ -191,6 +191,15 @@ def test_a_page_has_a_page_s_name(run: Path, tmp_path: Path) -> None:
     assert "give a name that ends in .html" in str(invoked(run, "--out", tmp_path / "xy.png").exception)
 
 
+def test_where_nothing_can_be_written_is_told_before_anything_is_sampled(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.runs.sample.cells.sample_cells", None)
+    (tmp_path / "file").touch()
+    error = invoked(run, "--out", tmp_path / "file" / "xy.html").exception
+    assert "file cannot be written to (Not a directory): give another place" in str(error)
+
+
 def test_an_average_that_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
     error = invoked(run, "--x", "step=7", "--ema", "--out", tmp_path / "xy.html").exception
     assert isinstance(error, UserError)

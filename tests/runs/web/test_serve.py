@@ -229,6 +229,20 @@ def test_nothing_but_what_is_listed_can_be_had(run: Path, ask: Callable[..., Ask
     assert ask(run).get(path).status == 404
 
 
+@pytest.mark.parametrize("path", ["http://[/", "http://[]/?token=x", "http://[x]/"])
+def test_an_address_that_is_none_is_an_answer_too(
+    run: Path, ask: Callable[..., Asked], path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(run).get(path).status == 400
+    assert capfd.readouterr().err == ""
+
+
+def test_a_crowd_waits_until_it_is_taken(run: Path) -> None:
+    with serving.Server("127.0.0.1", 0, Site(run), Access.to("127.0.0.1", None, [])) as server, ExitStack() as stack:
+        for _ in range(100):  # whom nobody serves yet
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=0.5))
+
+
 def test_only_get_and_head_are_answered(run: Path, ask: Callable[..., Asked]) -> None:
     one = ask(run)
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT"):
@@ -383,6 +397,6 @@ def test_a_port_that_is_taken_is_a_sentence(run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(app, ["serve", str(run), "--port", str(taken.getsockname()[1])])
         assert isinstance(result.exception, UserError)
-        assert "give another --port" in str(result.exception)
+        assert "give another port or host" in str(result.exception)
     assert isinstance(CliRunner().invoke(app, ["serve", str(run), "--host", "0.0.0.0"]).exception, UserError)
     assert isinstance(CliRunner().invoke(app, ["serve", str(run / "none")]).exception, UserError)
