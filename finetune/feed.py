@@ -122,7 +122,8 @@ class Feed:
         self._adopt(journal)
 
     def remember(self, journal: Journal) -> None:
-        """Go on with a journal that says more of bad steps; what it replaces holds for micro-batches asked for anew."""
+        """Go on with a journal that says more, but for its editions; what it replaces holds for micro-batches asked for
+        anew."""
         self.journal = journal
 
     def micro_batches(
