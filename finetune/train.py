@@ -171,9 +171,10 @@ class Run:
             self.leave(done, orders.stop)
 
     def leave(self, done: int, asked_by: str | None) -> None:
-        """End the run as it was told to, or else as somebody has asked."""
+        """End the run as somebody has asked, or else as it was told to: what shall stay stopped is not to be started
+        again because a signal comes at the same time."""
         self.saving.finish(in_haste=self.stopping)
-        if not self.stopping:
+        if asked_by is not None:
             raise Stopped(f"{asked_by} asked it to stop after {done:,} steps, which are saved: {AGAIN}")
         reasons = sorted({reason for reason in self.distributed.gather(self.signals.reason) if reason})
         raise Preempted(f"stopped by {', '.join(reasons)} after {done:,} steps, which are saved: {AGAIN}")

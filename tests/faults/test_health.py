@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.control.requests import FOLDER, keep_setting
 from finetune.monitor.ledger import read_ledger
 from tests.faults.scene import (
     BATCH,
@@ -91,10 +92,13 @@ def test_spike_in_warm_up(scene: Scene, whole: Path) -> None:
 @pytest.mark.faults
 def test_bad_steps_in_a_row(scene: Scene, make_scene: MakeScene, tmp_path: Path) -> None:
     """The run goes back to what was saved before them and jumps over the data that they came from; and a run that is
-    killed after that goes on as one that was not."""
+    killed after that goes on as one that was not. A rate that was set in what is undone stays."""
     settings = ("health.bad_in_a_row=2",)
     faults: list[Fault] = [{"what": "nan", "steps": [5, 6]}]
     twin = make_scene(tmp_path / "twin")
+    for run in (twin.run, scene.run):
+        (run / FOLDER).mkdir(parents=True)
+        keep_setting(run, 4, "optim.lr", 2e-3)
     twin.finish(*settings, faults=faults)
     (event,) = twin.events("rolled back")
     back, to = event["step"], event["to"]
@@ -102,6 +106,9 @@ def test_bad_steps_in_a_row(scene: Scene, make_scene: MakeScene, tmp_path: Path)
     assert 6 <= to < STEPS
     assert [line["step"] for line in metrics(twin.run)] == [1, 2, 3, *range(to + 1, STEPS + 1)]
     assert set(read_ledger(twin.run / "ledger")["step"].to_pylist()) == {line["step"] for line in metrics(twin.run)}
+    schedule = {step: min(1.0, step / 51) * (STEPS - step + 1) / STEPS for step in range(1, STEPS + 1)}
+    rates = {line["step"]: line["lr"]["unet"] / schedule[line["step"]] for line in metrics(twin.run)}
+    assert rates == pytest.approx({step: 1e-3 if step <= 4 else 2e-3 for step in rates})
 
     scene.fail(*settings, faults=[*faults, {"what": "SIGKILL", "steps": [to + 2]}])
     scene.finish(*settings, faults=faults)
