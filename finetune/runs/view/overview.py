@@ -126,7 +126,7 @@ class Overview:
         if self.health == "paused" and isinstance(outage, dict):
             said = f"it waits for {outage.get('what')}: {outage.get('reason')}"
         elif self.over and reason:
-            said = f"{said}: {reason}"
+            said = f"{said}: {reason}" if self.health == "failed" else str(reason)
         return plain(redacted(said))
 
 
