@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128
-    """Connections that may wait to be taken: of more at once, as from a busy page, the kernel drops some for seconds."""
+    """Connections that may wait to be taken; of more at once the kernel drops some, which try again after seconds."""
 
     def __init__(self, host: str, port: int, site: Site, access: Access) -> None:
         """Listen. Raises OSError where that is not possible."""
