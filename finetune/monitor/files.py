@@ -21,11 +21,23 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows as JSON lines and wait until they are on the disk."""
-    with path.open("a", encoding="utf-8", errors=UNWRITABLE) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append rows as JSON lines and wait until they are on the disk. Where it is full nothing is left of them: what
+    follows part of a line would be lost with it.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    left = memoryview(text.encode("utf-8", UNWRITABLE))
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
