@@ -4,12 +4,14 @@ import os
 import re
 from typing import Any
 
-_USER_INFO = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")
+_USER_INFO = re.compile(r"(?<=://)[^/\s\"]+(?=@)")
 _SIGNED = re.compile(
     r"([?&](?:X-Amz-[\w-]+|AWSAccessKeyId|sig|[\w-]*(?:signature|key|token|secret|password|auth))=)[^&\s\"']+",
     re.IGNORECASE,
 )
-_SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(key|token|secret|passw(or)?d|passphrase|_pass|credentials|webhook(_url)?|_alerts)$", re.IGNORECASE
+)
 SHORTEST = 8
 """Letters that a value of the environment has at least if it is looked for: shorter ones turn up by chance."""
 
@@ -22,9 +24,11 @@ def is_secret(name: str) -> bool:
 def redacted(text: str) -> str:
     """A text without what gives access: user names, passwords and signatures in URLs, and the values of the
     environment's secrets."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and is_secret(name):
-            text = text.replace(value, "***")
+    secrets = [value for name, value in os.environ.items() if is_secret(name)]
+    # LONGHAUL_ALERTS holds several.
+    for secret in (*secrets, *(word for value in secrets for word in value.split())):
+        if len(secret) >= SHORTEST:
+            text = text.replace(secret, "***")
     return _SIGNED.sub(r"\1***", _USER_INFO.sub("***", text))
 
 

@@ -9,6 +9,7 @@ from finetune.redact import blacked_out, redacted, redacted_tree
     ("text", "expected"),
     [
         ("https://me:secret@host/a.tar: 500", "https://***@host/a.tar: 500"),
+        ("https://me:p@ss@host/a@b.tar", "https://***@host/a@b.tar"),
         ("s3://bucket/a.tar", "s3://bucket/a.tar"),
         (
             "https://h/a.tar?X-Amz-Signature=abc&X-Amz-Date=d&page=3",
@@ -28,6 +29,14 @@ def test_what_the_environment_keeps_secret_is_taken_out_of_any_text(monkeypatch:
     monkeypatch.setenv("SHORT_KEY", "tag")
     monkeypatch.setenv("HARMLESS", "harmless words")
     assert redacted("Bearer hf_abcdefgh for a tag of harmless words") == "Bearer *** for a tag of harmless words"
+
+
+@pytest.mark.parametrize(
+    "name", ["LONGHAUL_ALERTS", "SMTP_PASS", "DB_PASSWD", "GOOGLE_CREDENTIALS", "CHAT_WEBHOOK_URL"]
+)
+def test_variables_may_hold_several_secrets(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "https://chat/hooks/abc\nntfys://ntfy.sh/topic")
+    assert redacted("https://chat/hooks/abc: 500, ntfys://ntfy.sh/topic: 500") == "***: 500, ***: 500"
 
 
 def test_values_under_secret_names_are_blacked_out_at_any_depth() -> None:

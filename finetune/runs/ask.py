@@ -28,7 +28,10 @@ def ask(
     does so once the step that it is in is done. Every process that sees the folder may ask."""
     check_alive(run)
     assignments = checked_assignments(run, action, settings or [])
-    ids = [put(run, action, assignment) for assignment in assignments]
+    try:
+        ids = [put(run, action, assignment) for assignment in assignments]
+    except OSError as error:
+        raise UserError(f"{run}/control cannot be written ({error.strerror}): ask as somebody who may") from error
     refused = False
     for request, assignment in zip(ids, assignments, strict=True):
         what = f"{action} {assignment}".strip()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +27,8 @@ def read_config(run: Path, name: str = "config.yaml") -> Config:
         return typed(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise UserError(f"{path} is not of this version: {explain(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not what a run has written: start the run again, which writes it anew") from error
 
 
 def recipe_name(run: Path, step: int) -> str:

@@ -109,3 +109,16 @@ def test_a_run_that_ends_meanwhile_is_not_waited_for(run: Path) -> None:
     with pytest.raises(UserError, match="is finished by now and has not answered"):
         ask(run, "save")
     assert not list(run.glob(f"{FOLDER}/*.json"))
+
+
+def test_who_may_not_write_is_told_so(run: Path) -> None:
+    (run / FOLDER).write_text("where no file can be put")
+    with pytest.raises(UserError, match="control cannot be written"):
+        ask(run, "save")
+
+
+@pytest.mark.parametrize("text", [b"{: [", b"\xff"])
+def test_a_recipe_that_is_damaged_is_a_sentence(run: Path, text: bytes) -> None:
+    (run / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match="not what a run has written"):
+        ask(run, "set", ["optim.lr=2e-6"])

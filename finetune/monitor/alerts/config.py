@@ -54,6 +54,8 @@ class AlertsConfig:
     """A loss that has not improved over so many steps is told; 0 looks for none."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.to, list) or not all(isinstance(one, str) for one in self.to):
+            raise UserError("monitor.alerts.to is no list of addresses: write [${oc.env:NAME}]")
         for kind in self.mute:
             check_choice("monitor.alerts.mute", kind, KINDS)
         check_not_negative("monitor.alerts.again_after_s", self.again_after_s)

@@ -128,6 +128,8 @@ def test_bad_steps_are_the_same_trouble_if_they_are_bad_alike(losses: list[float
     ("settings", "message"),
     [
         ({"mute": ["skiped"]}, r"monitor.alerts.mute is 'skiped': use one of started, .*skipped"),
+        ({"to": "ntfy://h/topic"}, "monitor.alerts.to is no list of addresses"),
+        ({"to": [{"a": "b"}]}, "monitor.alerts.to is no list of addresses"),
         ({"per_hour": 0}, "monitor.alerts.per_hour is 0: use 1 or more"),
         ({"again_after_s": -1.0}, "monitor.alerts.again_after_s is -1.0: use 0 or more"),
         ({"disk_free_gib": float("nan")}, "monitor.alerts.disk_free_gib is nan"),
