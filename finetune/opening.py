@@ -76,6 +76,8 @@ def opened(config: Config, distributed: Distributed) -> Iterator[Opening]:
         events = EventLog(folder / EVENTS)
         with failure_told(events, distributed):
             opening = opened_within(within, config, distributed, events, lock)
+        if opening.watch:
+            tell_beginning(opening.watch, opening.parts)
         yield opening
 
 
@@ -114,8 +116,6 @@ def opened_within(
     checkpoint_bytes = sum(distributed.gather(parts.state_bytes))
     store.check_room(checkpoint_bytes)
     watch = within.enter_context(new_watch(parts, checkpoint_bytes)) if distributed.is_main else None
-    if watch:
-        tell_beginning(watch, parts)
     return Opening(parts, store, report, lock, start, pulse, watch)
 
 

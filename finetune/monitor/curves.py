@@ -16,6 +16,8 @@ from finetune.monitor.intervals import ACTIVITIES
 
 INK, LIGHT = "#1f4e79", "#9dc3e6"
 SMOOTHING_SHARE = 0.02
+MOST_POINTS = 4000
+"""Of a smoothed curve: more than a picture can show."""
 UNKNOWN = [None] * DECILES
 """Of steps that were written down before there were deciles."""
 
@@ -57,7 +59,7 @@ def _deciles(axis: Axes, steps: npt.NDArray[np.float64], lines: Sequence[dict[st
     """The loss without weights by tenths of the timesteps."""
     for i, color in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, DECILES))):
         values = np.array([line.get("loss_by_decile", UNKNOWN)[i] for line in lines], dtype=np.float64)
-        axis.plot(steps, smoothed(values), color=color, linewidth=1.2)
+        axis.plot(*smoothed(steps, values), color=color, linewidth=1.2)
     axis.set_title("loss by tenths of the timesteps, not weighted: the least noisy is darkest", loc="left", fontsize=10)
     axis.set_yscale("log")
 
@@ -73,18 +75,23 @@ def _shares(axis: Axes, intervals: Sequence[dict[str, Any]]) -> None:
 
 def _curve(axis: Axes, title: str, steps: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> None:
     axis.plot(steps, values, color=LIGHT, linewidth=0.8)
-    axis.plot(steps, smoothed(values), color=INK, linewidth=1.6)
+    axis.plot(*smoothed(steps, values), color=INK, linewidth=1.6)
     axis.set_title(title, loc="left")
 
 
-def smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A centred moving average over 2% of the steps, of those that are numbers; at the ends over what there is of
-    them, and NaN where there is none."""
-    half = int(len(values) * SMOOTHING_SHARE / 2)
-    kernel, there = np.ones(2 * half + 1), np.isfinite(values)
-    count = np.convolve(there.astype(np.float64), kernel, "same")
-    total = np.convolve(np.where(there, values, 0.0), kernel, "same")
-    return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
+def smoothed(
+    steps: npt.NDArray[Any], values: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """A centred moving average over 2% of the steps, of those values that are numbers; at the ends over what there is
+    of them, and NaN where there is none. Of many steps every n-th has one, averaged over blocks of n."""
+    if not len(values):
+        return steps, values
+    firsts, there = np.arange(0, len(values), -(-len(values) // MOST_POINTS)), np.isfinite(values)
+    counts = np.add.reduceat(there.astype(np.float64), firsts)
+    totals = np.add.reduceat(np.where(there, values, 0.0), firsts)
+    kernel = np.ones(2 * int(len(firsts) * SMOOTHING_SHARE / 2) + 1)
+    count, total = np.convolve(counts, kernel, "same"), np.convolve(totals, kernel, "same")
+    return steps[firsts], np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
 
 
 def _column(lines: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -30,9 +30,9 @@ class Guarded:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def send(self, call: Call) -> None:
-        """Have the tracker do something, soon; nothing where it is too far behind."""
-        if self._calls.qsize() < WAITING:
+    def send(self, call: Call, *, needed: bool = False) -> None:
+        """Have the tracker do something, soon; nothing where it is too far behind, unless what follows needs it."""
+        if needed or self._calls.qsize() < WAITING:
             self._calls.put(call)
             return
         if not self._dropped:

@@ -37,20 +37,20 @@ class Trackers:
 
     def rolled_back(self, step: int) -> None:
         """Note that the weights are those after `step` steps again."""
-        self._each(lambda tracker: tracker.rolled_back(step))
+        self._each(lambda tracker: tracker.rolled_back(step), needed=True)
 
     def close(self, ended: Ended) -> None:
         """Have all trackers send what is left, and leave behind those that don't in time."""
         deadline = time.monotonic() + CLOSE_S
-        self._each(lambda tracker: tracker.close(ended))
+        self._each(lambda tracker: tracker.close(ended), needed=True)
         for guarded in self._guarded:
             guarded.finish()
         for guarded in self._guarded:
             guarded.leave(deadline)
 
-    def _each(self, call: Call) -> None:
+    def _each(self, call: Call, *, needed: bool = False) -> None:
         for guarded in self._guarded:
-            guarded.send(call)
+            guarded.send(call, needed=needed)
 
 
 def open_trackers(
