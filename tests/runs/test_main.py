@@ -13,7 +13,7 @@ from tests.test_layers import HEAVY
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_there(name: str) -> None:
-    module, _, function = COMMANDS[name][0].partition(".")
+    module, _, function = COMMANDS[name][0].rpartition(".")
     assert callable(getattr(import_module(f"finetune.runs.{module}"), function))
     assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
 

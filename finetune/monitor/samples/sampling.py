@@ -55,7 +55,7 @@ class Sampler:
 
         Args:
             at_most: pictures of a batch.
-            world: ranks that share the batches; there are enough for all where there are enough pictures.
+            world: ranks that share the batches; none of these holds more of its kind than a rank's fair share.
         """
         kinds: dict[_Kind, list[int]] = {}
         for place, picture in enumerate(pictures):
