@@ -35,7 +35,7 @@ test: lint
 	$(IN_PARALLEL)
 
 test-faults: install
-	$(IN_PARALLEL) tests/faults -m ""
+	$(IN_PARALLEL) tests/faults tests/launch tests/test_launch.py -m ""
 
 bench: install
 	$(BIN)/python -m tests.bench

@@ -73,6 +73,7 @@ def test_arguments_that_torchrun_does_not_know_are_a_mistake(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_workers_that_are_started_again_find_each_other(tmp_path: Path) -> None:
     process = start(tmp_path, "0", "--max_restarts", "2", worker=RESTARTED)
     said, _ = process.communicate(timeout=400)

@@ -49,6 +49,7 @@ def test_a_run_is_trained_with_it(name: str, strategy: str, recipe: list[str], s
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_eight_processes_meet(start: Start, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     command = [*ACCELERATE, str(LAUNCH / "eight_gpus.yaml"), "--main_process_port", "0", "worker.py"]

@@ -78,6 +78,7 @@ def test_a_worker_that_is_killed_on_one_machine_is_started_again_on_both(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_both_are_asked_to_stop(start: Start, site: Path, recipe: list[str]) -> None:
     nodes = Nodes(start, site, [*recipe, "phases=[{until: 2000 steps}]"])
     nodes.until_step(2)
