@@ -12,7 +12,7 @@ from finetune.config import Config, check
 from finetune.data.journal import Journal, Setting
 from finetune.errors import UserError
 from finetune.overrides import overridden
-from finetune.phases import RATES
+from finetune.phases import RATES, rate_of
 
 WATCHING = (
     "checkpoint.every_steps",
@@ -35,7 +35,7 @@ class Live:
     def at(self, settings: Sequence[Setting], step: int) -> Config:
         """The recipe once `step` steps are done. Made anew only where something else holds than when it was asked for
         last, so that it may be asked for in every step."""
-        held = {s.key: s.value for s in settings if s.step <= step and not s.key.startswith("optim.")}
+        held = {s.key: s.value for s in settings if s.step <= step and not rate_of(s)}
         changes = {key: value for key, value in held.items() if value is not None}
         if changes != self._changes:
             self._now = _with(self._recipe, changes) if changes else self._recipe

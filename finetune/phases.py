@@ -144,6 +144,12 @@ def shapes(phases: Sequence[Phase]) -> tuple[Shape, ...]:
     return tuple(found)
 
 
+def rate_of(setting: Setting) -> str | None:
+    """The one of RATES that a setting is; None where it is another."""
+    part, _, name = setting.key.partition(".")
+    return name if part == "optim" and name in RATES else None
+
+
 class Phases:
     """Phases laid out over the steps of a run."""
 
@@ -157,7 +163,7 @@ class Phases:
             UserError: a phase ends before it has begun.
         """
         self._phases = phases
-        self._rates = [setting for setting in settings if setting.key.startswith("optim.")]
+        self._rates = [setting for setting in settings if rate_of(setting)]
         self._set = lru_cache(maxsize=8)(self._with_rates)
         self._ends: list[int] = []
         for number, phase in enumerate(phases, 1):
@@ -188,10 +194,10 @@ class Phases:
     def _holds(self, setting: Setting, number: int) -> bool:
         """Whether no phase after the one in which a rate was set gives it, up to the phase `number`."""
         later = self._phases[self.number(setting.step) : number]
-        return not any(setting.key.removeprefix("optim.") in phase.rates for phase in later)
+        return not any(rate_of(setting) in phase.rates for phase in later)
 
     def _with_rates(self, number: int, settings: tuple[Setting, ...]) -> Phase:
         phase = self._phases[number - 1]
-        held = {setting.key.removeprefix("optim."): setting.value for setting in settings}
-        changes = {rate: value for rate, value in held.items() if value is not None}
+        held = {rate_of(setting): setting.value for setting in settings}
+        changes = {rate: value for rate, value in held.items() if rate and value is not None}
         return replace(phase, optim=overridden(phase.optim, changes, "set", "optim")) if changes else phase

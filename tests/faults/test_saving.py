@@ -96,16 +96,21 @@ def test_all_damaged(scene: Scene, whole: Path) -> None:
     assert scene.resumed == []
 
 
-def test_disk_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
-    """The disk of the checkpoints fills up between two of them; once there is room the run goes on."""
-    mounted(mounts, scene.checkpoints, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
-    process = scene.start()
+def ended_by_a_full_disk(scene: Scene, folder: Path) -> Path:
+    """Start the run, and fill the disk of a folder once something is saved; what fills it."""
+    process, filler = scene.start(), folder / "filler"
     wait_until(process, (scene.checkpoints / "latest").exists, scene.log)
-    filler = scene.checkpoints / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 12))
     assert process.wait(timeout=300) != 0
+    return filler
+
+
+def test_disk_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
+    """The disk of the checkpoints fills up between two of them; once there is room the run goes on."""
+    mounted(mounts, scene.checkpoints, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
+    filler = ended_by_a_full_disk(scene, scene.checkpoints)
     (sentence,) = scene.sentences
     assert str(scene.checkpoints) in sentence
     assert "make room" in sentence
@@ -120,13 +125,7 @@ def test_disk_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
 def test_disk_of_the_whole_run_full(scene: Scene, whole: Path, mounts: ExitStack) -> None:
     """Nothing can be told in its folder any more; once there is room the run goes on."""
     mounted(mounts, scene.run, "-t", "tmpfs", "-o", "size=48m", "tmpfs")
-    process = scene.start()
-    wait_until(process, (scene.checkpoints / "latest").exists, scene.log)
-    filler = scene.run / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1 << 12))
-    assert process.wait(timeout=300) != 0
+    filler = ended_by_a_full_disk(scene, scene.run)
     assert "No space left on device" in scene.said or "make room" in scene.said
     assert scene.saved
     filler.unlink()

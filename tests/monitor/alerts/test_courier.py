@@ -10,7 +10,7 @@ from finetune.monitor.alerts.courier import Courier, Outcome
 from finetune.monitor.alerts.outbox import Letter
 from finetune.monitor.alerts.places import places
 from finetune.monitor.alerts.rules import Alert
-from tests.monitor.alerts.receivers import http_receiver, wait_for
+from tests.monitor.alerts.receivers import Receiver, http_receiver, wait_for
 
 LETTERS = [Letter(Alert("failed", "failure", f"failed {i}"), ["ntfy (1)"]) for i in range(3)]
 
@@ -26,14 +26,20 @@ def taken(outcomes: "SimpleQueue[Outcome]") -> list[Outcome]:
     return [outcomes.get(timeout=60) for _ in LETTERS]
 
 
+def sent(receiver: Receiver, outcomes: "SimpleQueue[Outcome]") -> Courier:
+    """A courier that has been given all letters."""
+    courier = Courier(places([receiver.ntfy])[0], "fox", outcomes)
+    for letter in LETTERS:
+        courier.deliver(letter)
+    return courier
+
+
 @pytest.mark.parametrize("status", [500, 429])
 def test_it_goes_on_until_it_is_taken_and_in_order(status: int, capfd: pytest.CaptureFixture[str]) -> None:
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     with http_receiver() as receiver:
         receiver.status = status
-        courier = Courier(places([receiver.ntfy])[0], "fox", outcomes)
-        for letter in LETTERS:
-            courier.deliver(letter)
+        courier = sent(receiver, outcomes)
         wait_for(lambda: len(receiver.posts) > 3)
         assert outcomes.empty()
         receiver.status = 200
@@ -48,9 +54,7 @@ def test_an_alert_that_will_never_be_taken_holds_up_no_other(status: int, capfd:
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     with http_receiver() as receiver:
         receiver.status = status
-        courier = Courier(places([receiver.ntfy])[0], "fox", outcomes)
-        for letter in LETTERS:
-            courier.deliver(letter)
+        courier = sent(receiver, outcomes)
         assert [outcome.letter for outcome in taken(outcomes)] == LETTERS
         courier.close()
     assert len(receiver.posts) == len(LETTERS)
