@@ -151,7 +151,8 @@ def _read(path: Path) -> Request:
     if plain["action"] not in ACTIONS:
         raise ValueError(f"there is no {plain['action']!r}, but {', '.join(ACTIONS)}")
     request = Request(path.stem, plain["action"], str(plain["assignment"]), str(plain["asked_by"]))
-    (request.assignment + request.asked_by).encode()  # half a surrogate pair, which nothing could write down
+    if not (request.assignment + request.asked_by).isprintable():  # it is shown on the run's terminal
+        raise ValueError("it has characters that cannot be shown")
     return request
 
 

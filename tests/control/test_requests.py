@@ -136,8 +136,10 @@ def test_a_request_can_be_withdrawn_until_it_is_answered(tmp_path: Path) -> None
         (json.dumps({"action": "rm", "assignment": "", "asked_by": "x"}), "there is no 'rm', but save, sample"),
         ("x" * (LONGEST_BYTES + 1), f"more than {LONGEST_BYTES} bytes"),
         ("\udcff", "no request"),
+        (json.dumps({"action": "save", "assignment": "", "asked_by": "\x1b[2Jx"}), "characters that cannot be shown"),
+        (json.dumps({"action": "set", "assignment": "a=\ud800", "asked_by": "x"}), "characters that cannot be shown"),
         ("[" * 50_000, "no request"),
-        ('{"action": "save", "assignment": "", "asked_by": "\\ud800"}', "surrogates not allowed"),
+        ('{"action": "save", "assignment": "", "asked_by": "\\ud800"}', "characters that cannot be shown"),
     ],
 )
 def test_what_is_no_request_is_set_aside_with_the_reason(tmp_path: Path, text: str, told: str) -> None:
