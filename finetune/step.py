@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from finetune.data.loader import Batch, LatentShape
 from finetune.diffusion.objective import Losses, Objective
-from finetune.model.assemble import encode_pixels
+from finetune.model.vae import draw_latents, encode_pixels
 
 
 class TrainingStep:
@@ -40,9 +40,15 @@ class TrainingStep:
         return self._objective.errors(prediction, target, batch.timesteps, batch.mask)
 
     def _latents_and_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._encoding:
-            latents = encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
+        latents = self._latents(batch)
         return latents, self._objective.offset_noise(latents, batch.noise, batch.offset)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.moments is not None:
+            return draw_latents(self._vae, batch.moments, batch.posterior_noise)
+        assert batch.pixels is not None
+        with self._encoding:
+            return encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
 
     def _predict(self, model_input: Tensor, batch: Batch) -> Tensor:
         with self._autocast:
@@ -50,14 +56,23 @@ class TrainingStep:
         return prediction
 
 
-def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, encoders, chunks, 77]); for
-    trying out whether it fits."""
+def trial_batch(
+    input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape, *, encoded: bool = False
+) -> Batch:
+    """A micro-batch of `width`×`height` pixels for trying out whether it fits.
+
+    Args:
+        input_ids: int64 [m, encoders, chunks, 77].
+        encoded: whether it has moments in place of grey pixels.
+    """
     size = len(input_ids)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
+    moments = torch.zeros(size, 2 * channels, *latent_size, dtype=torch.float16)
     return Batch(
-        pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        size=(width, height),
+        pixels=None if encoded else torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        moments=moments if encoded else None,
         input_ids=torch.from_numpy(input_ids),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),

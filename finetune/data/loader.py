@@ -20,9 +20,10 @@ from finetune.data.buckets import I64
 from finetune.data.config import DataConfig
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order, to_unit
 from finetune.data.journal import Journal
+from finetune.data.latents import area_sums
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import MicroBatch, Plan
-from finetune.data.preparer import BadSample, Facts, Preparer
+from finetune.data.preparer import BadSample, Facts, Preparer, Sample
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
@@ -43,10 +44,14 @@ class Tokenizer(Protocol):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor."""
+    """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor. There are pixels or moments."""
 
-    pixels: Tensor
+    size: tuple[int, int]
+    """(W, H)"""
+    pixels: Tensor | None
     """uint8 [m, 3, H, W], as a view of [m, H, W, 3]"""
+    moments: Tensor | None
+    """fp16 or bf16 [m, 2C, H/f, W/f], as `Latents` has them"""
     input_ids: Tensor
     """int64 [m, encoders, chunks, 77]"""
     size_and_crop: Tensor
@@ -143,15 +148,17 @@ class MicroBatches(Dataset[Batch | UserError]):
         """
         bad: list[BadSample] = []
         samples = self._preparer.prepare(step, micro_batch, self._excluded(step), bad)
-        width, height = self._plan.sizes[micro_batch.bucket]
-        shape = self._latents.of(int(width), int(height))
+        width, height = self._plan.sizes[micro_batch.bucket].tolist()
+        shape = self._latents.of(width, height)
         noises = [self._noises.draw(draw, shape) for draw in micro_batch.draws]
         return Batch(
-            pixels=shared([torch.from_numpy(s.pixels) for s in samples]).permute(0, 3, 1, 2),
+            size=(width, height),
+            pixels=_pixels(samples),
+            moments=_moments(samples),
             input_ids=torch.from_numpy(self._tokenizer([s.prompt for s in samples])),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
-            mask=latent_mask([s.mask for s in samples], self._latents.factor),
+            mask=latent_mask([_mask_sums(s, self._latents.factor) for s in samples], self._latents.factor),
             timesteps=self._draw_timesteps(step, micro_batch) if timesteps is None else torch.from_numpy(timesteps),
             noise=shared([noise.noise for noise in noises]),
             offset=torch.stack([noise.offset for noise in noises]),
@@ -173,28 +180,38 @@ class MicroBatches(Dataset[Batch | UserError]):
         return self._timesteps(torch.from_numpy(quantiles))
 
 
-def latent_mask(masks: Sequence[npt.NDArray[np.uint8] | None], factor: int) -> Tensor:
+def _pixels(samples: Sequence[Sample]) -> Tensor | None:
+    given = [torch.from_numpy(sample.pixels) for sample in samples if sample.pixels is not None]
+    return shared(given).permute(0, 3, 1, 2) if given else None
+
+
+def _moments(samples: Sequence[Sample]) -> Tensor | None:
+    given = [sample.latents.moments for sample in samples if sample.latents]
+    return shared(given) if given else None
+
+
+def _mask_sums(sample: Sample, factor: int) -> npt.NDArray[np.uint16] | None:
+    if sample.latents:
+        return sample.latents.mask
+    return None if sample.mask is None else area_sums(sample.mask, factor)
+
+
+def latent_mask(sums: Sequence[npt.NDArray[np.uint16] | None], factor: int) -> Tensor:
     """How much each latent counts: the mean over the pixels that it spans, 1 where a sample has no mask.
 
     Args:
-        masks: uint8 [H, W], 255 counts fully.
+        sums: over those pixels, of which 255 counts fully: uint16 [h, w].
+        factor: pixels that a latent spans on each side.
 
     Returns:
-        float32 [m, 1, H/factor, W/factor]; ones [m, 1, 1, 1] where no sample has a mask.
+        float32 [m, 1, h, w]; ones [m, 1, 1, 1] where no sample has a mask.
     """
-    given = [mask for mask in masks if mask is not None]
+    given = [each for each in sums if each is not None]
     if not given:
-        return torch.ones(len(masks), 1, 1, 1)
-    height, width = given[0].shape
-    whole = torch.ones(1, height // factor, width // factor)
-    return torch.stack([whole if mask is None else area_means(mask, factor)[None] for mask in masks])
-
-
-def area_means(mask: npt.NDArray[np.uint8], factor: int) -> Tensor:
-    """The means of squares of `factor` pixels a side, 255 as 1: float32 [H/factor, W/factor]."""
-    height, width = mask.shape
-    squares = mask.reshape(height // factor, factor, width // factor, factor)
-    return torch.from_numpy((squares.mean(axis=(1, 3)) / 255.0).astype(np.float32))
+        return torch.ones(len(sums), 1, 1, 1)
+    whole = np.ones(given[0].shape)
+    means = [whole if each is None else each / factor**2 / 255.0 for each in sums]
+    return torch.from_numpy(np.stack(means)[:, None].astype(np.float32))
 
 
 def shared(parts: list[Tensor]) -> Tensor:

@@ -73,8 +73,7 @@ class Interval:
 
     def take(self, batch: Batch) -> None:
         """Count a micro-batch that is trained."""
-        height, width = batch.pixels.shape[-2:]
-        self.samples[Shape(width, height, batch.input_ids.shape[2])] += len(batch.facts)
+        self.samples[Shape(*batch.size, batch.input_ids.shape[2])] += len(batch.facts)
         for one in batch.facts:
             self.tokens[one.tokens] += 1
             self.tags += one.tags + one.dropped_tags

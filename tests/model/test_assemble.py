@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline
 from finetune.diffusion.config import DiffusionConfig
-from finetune.model.assemble import Trainee, encode_pixels
+from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
 from finetune.model.text import PromptTokenizer
