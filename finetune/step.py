@@ -1,7 +1,5 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 
 from finetune.data.loader import Batch, LatentShape
 from finetune.diffusion.objective import Losses, Objective
-from finetune.model.vae import draw_latents, encode_pixels
+from finetune.model.vae import draw_latents, encode_pixels, encoding_precision
 
 
 class TrainingStep:
@@ -21,8 +19,7 @@ class TrainingStep:
         self._vae = vae
         self._objective = objective
         self._autocast = autocast
-        # In fp16 the activations of SDXL's VAE overflow.
-        self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
+        self._encoding = encoding_precision(autocast)
 
     def loss(self, batch: Batch) -> Losses:
         """What a micro-batch costs whose tensors lie on the model's device."""

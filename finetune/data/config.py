@@ -129,8 +129,8 @@ class DataConfig:
     buckets: BucketsConfig = field(default_factory=BucketsConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     latents: str | None = None
-    """Folder, or URL of one, of latents that `python -m data_tools latents` has made of the pictures, to be read in their
-    place; see latents.md."""
+    """Folder, or URL of one, that holds what `python -m data_tools latents` has made of the pictures, to be read in
+    their place; see latents.md."""
     window_shards: int = 16
     """Samples are shuffled within windows of this many shards; more mixes better, fewer keeps reads closer together."""
     exclude: str | None = None

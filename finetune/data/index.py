@@ -148,6 +148,11 @@ class Index:
         wanted = pc.is_in(self.keys, value_set=pa.array(list(keys), pa.large_string()))
         return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
 
+    def table(self, number: int) -> pa.Table:
+        """All columns of a shard's rows."""
+        first, end = self.first_rows[number : number + 2].tolist()
+        return self._table.slice(first, end - first).replace_schema_metadata(None)
+
     def location(self, number: int) -> str:
         """Path or URL of a shard."""
         return joined(self.root, self.shards[number].name)

@@ -3,13 +3,12 @@ own index; and whether a set is what a run needs."""
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.buckets import I64, NONE, PIECE, U16
+from finetune.data.buckets import NONE, PIECE, U16
 from finetune.data.config import BucketsConfig, DataConfig
 from finetune.data.index import IMAGE, Index
 from finetune.data.layout import SourceSamples

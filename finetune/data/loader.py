@@ -5,10 +5,10 @@ number of workers gives the same batches. Every choice for a draw comes from a c
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
 from finetune.parent import serve, signals_held_back
+
+B = TypeVar("B")
 
 
 class Tokenizer(Protocol):
@@ -222,16 +224,23 @@ def shared(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts, out=whole)
 
 
-def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bool) -> Iterator[Batch]:
-    """Micro-batches in the plan's order, prepared ahead by worker processes, which start at once.
+def open_loader(
+    dataset: Dataset[B | UserError], config: DataConfig, pin: bool, order: Iterable[Any] | None = None
+) -> Iterator[B]:
+    """What a data set holds, micro-batches in the plan's order for one, prepared ahead by worker processes, which start
+    at once.
 
     The workers end with this process and when the iterator goes, and are deaf to signals that ask a run to stop.
+
+    Args:
+        order: what the data set is asked for, in this process; None asks for all items from the first on.
 
     Raises:
         UserError: the data has to be mended first; when the batch is taken that cannot be prepared.
     """
-    loader: DataLoader[Batch | UserError] = DataLoader(
+    loader: DataLoader[B | UserError] = DataLoader(
         dataset,
+        sampler=order,
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
@@ -243,7 +252,7 @@ def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bo
         return map(_or_raise, iter(loader))
 
 
-def _or_raise(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise RankError(str(batch))
-    return batch
+def _or_raise(item: B | UserError) -> B:
+    if isinstance(item, UserError):
+        raise RankError(str(item))
+    return item

@@ -82,9 +82,7 @@ def verify_local(index: Index, number: int) -> None:
 
 def _present(index: Index, location: str) -> bool:
     if not Path(location).is_file():
-        raise UserError(
-            f"{location} is missing: put it back, or {index.remedy}"
-        )
+        raise UserError(f"{location} is missing: put it back, or {index.remedy}")
     return True
 
 

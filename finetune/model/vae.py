@@ -1,7 +1,9 @@
-"""From pixels to latents, at once or in two stages: the posterior's moments, which can be kept, and a draw from them."""
+"""From pixels to latents, at once or in two stages: the posterior's moments, which can be kept, and draws from them."""
 
 import hashlib
 import json
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -51,6 +53,17 @@ def _drawn(vae: AutoencoderKL, moments: Tensor, noise: Tensor) -> Tensor:
     posterior = DiagonalGaussianDistribution(moments)
     latents: Tensor = (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
     return latents
+
+
+def encoding_precision(autocast: torch.autocast) -> AbstractContextManager[Any]:
+    """The precision in which pictures are encoded beside a model's own: in fp16 the activations of SDXL's VAE
+    overflow."""
+    return nullcontext() if autocast.fast_dtype == torch.float16 else autocast
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """How many pixels one latent spans on each side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def encoder_hash(vae: AutoencoderKL) -> str:

@@ -1,0 +1,259 @@
+"""Encoding: loader processes decode the pictures, this one encodes them, and other processes may do the same beside
+it."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_tools.indexing import Part
+from data_tools.latents.sets import LatentSet, sets_of
+from data_tools.latents.shard import ShardWriter
+from data_tools.progress import progress
+from finetune.config import Config, plan_settings
+from finetune.data.buckets import fit
+from finetune.data.config import DataConfig
+from finetune.data.images import probe
+from finetune.data.index import IMAGE, MASK
+from finetune.data.latent_sets import Making
+from finetune.data.latents import DTYPES, area_sums, pack, pack_fault
+from finetune.data.loader import open_loader, shared
+from finetune.data.prepare import DataSet
+from finetune.data.preparer import load_picture
+from finetune.data.samples import Place, sample_id
+from finetune.data.sources import Sources
+from finetune.distributed.runtime import autocast
+from finetune.errors import DataFault, UserError
+from finetune.model.families import load_one
+from finetune.model.vae import encoder_hash, encoding_precision, pixel_moments, vae_factor
+
+REFUSED = "refused.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has come of a set."""
+
+    folder: Path
+    shards: int
+    left: int
+    """Shards that are not encoded yet, as other processes do that."""
+    samples: int
+    faults: int
+    """Samples whose pictures cannot be used."""
+    size: int
+    """Bytes."""
+
+
+class Job(NamedTuple):
+    """Samples of one shard and one bucket, which are encoded together."""
+
+    set: int
+    """Number of the set."""
+    shard: int
+    ordinals: list[int]
+    """Places of the samples in their shard; none where none of the shard is needed."""
+    last: bool
+    """Whether it is the shard's last."""
+
+
+class Decoded(NamedTuple):
+    """The samples of a job."""
+
+    job: Job
+    pixels: Tensor | None
+    """uint8 [n, 3, H, W] of those whose pictures can be used; None where there are none."""
+    masks: list[npt.NDArray[np.uint16] | None]
+    """Of these, as `Latents` has them."""
+    labels: list[dict[str, bytes]]
+    """Of all samples, as they are stored."""
+    faults: list[str | None]
+    """Why a sample's picture cannot be used, of all samples."""
+
+
+class Pictures(Dataset[Decoded | UserError]):
+    """Decodes what a job asks for, cut at the centre."""
+
+    def __init__(self, data: DataConfig, sources: Sources, sets: Sequence[LatentSet], factor: int) -> None:
+        self._data = data
+        self._sources = sources
+        self._sets = sets
+        self._factor = factor
+
+    def __getitem__(self, job: Job) -> Decoded | UserError:
+        decoded = Decoded(job, None, [], [], [])
+        pixels = []
+        try:
+            for ordinal in job.ordinals:
+                sample = sample_id(Place(self._sets[job.set].source, job.shard, ordinal))
+                members = self._sources.members(sample, 0, whole_shard=True).data
+                image, mask = members.pop(IMAGE), members.pop(MASK, None)
+                decoded.labels.append(members)
+                try:
+                    picture, counts = self._decode(job, ordinal, image, mask)
+                except DataFault as fault:
+                    decoded.faults.append(str(fault))
+                    continue
+                pixels.append(torch.from_numpy(picture))
+                decoded.masks.append(None if counts is None else area_sums(counts, self._factor))
+                decoded.faults.append(None)
+        except UserError as error:  # as for training, it would come out wrapped in a traceback
+            return error
+        return decoded._replace(pixels=shared(pixels).permute(0, 3, 1, 2) if pixels else None)
+
+    def _decode(
+        self, job: Job, ordinal: int, image: bytes, mask: bytes | None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        width, height = size_of(self._sets[job.set], job.shard, ordinal)
+        info = probe(image)
+        crop = fit(info.width, info.height, width, height, 0.5, 0.5)
+        return load_picture(self._data, image, mask, info, crop, mirrored=False)
+
+
+class Work:
+    """The jobs of this process: a shard that no other has is claimed when one is wanted."""
+
+    def __init__(self, sets: Sequence[LatentSet]) -> None:
+        self._sets = sets
+        self.claimed: dict[tuple[int, int], ShardWriter] = {}
+        """By (set, shard)."""
+        self.done = 0
+        """Shards that are encoded, as far as this process knows."""
+
+    def __iter__(self) -> Iterator[Job]:
+        waiting = [(number, shard) for number, of in enumerate(self._sets) for shard in range(len(of.index.shards))]
+        while waiting:
+            left = []
+            for number, shard in waiting:
+                if self._sets[number].part(shard):
+                    self.done += 1
+                elif writer := self._sets[number].claim(shard):
+                    self.claimed[number, shard] = writer
+                    yield from self._jobs(number, shard)
+                else:
+                    left.append((number, shard))
+            # What others had may be free again, if they were killed; when nothing is, they are at work.
+            waiting = left if len(left) < len(waiting) else []
+
+    def _jobs(self, number: int, shard: int) -> Iterator[Job]:
+        batches = list(self._sets[number].batches(shard)) or [[]]
+        for i, ordinals in enumerate(batches, 1):
+            yield Job(number, shard, ordinals, last=i == len(batches))
+
+
+class Encoder:
+    """A VAE on a device, in the precision in which training would encode."""
+
+    def __init__(self, vae: AutoencoderKL, device: torch.device, precision: str, dtype: str) -> None:
+        self._vae = vae.to(device).eval().requires_grad_(False)
+        self._device = device
+        self._precision = encoding_precision(autocast(device, precision))
+        self._dtype = DTYPES[dtype]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The moments of pictures (uint8 [n, 3, H, W]), on the CPU. Raises UserError where the type that is stored
+        cannot hold them."""
+        with self._precision:
+            moments = pixel_moments(self._vae, pixels.to(self._device, non_blocking=True)).to(self._dtype).cpu()
+        if not torch.isfinite(moments).all():
+            raise UserError(
+                f"the VAE gives moments that {self._dtype} cannot hold: use --dtype bf16 or strategy.precision=fp32, "
+                "and check model.path"
+            )
+        return moments
+
+
+def encode(config: Config, kept: Path, dtype: str) -> list[Outcome]:
+    """Encode what other processes do not.
+
+    Args:
+        kept: folder for copies of overlays.
+        dtype: of the moments that are stored.
+
+    Raises:
+        UserError: the data cannot be used, or the folder holds latents that were made otherwise.
+    """
+    data = replace(config.data, latents=None)
+    dataset = DataSet(data, plan_settings(config), kept)
+    journal = dataset.began()
+    sources = dataset.sources(journal)
+    sources.verify()
+    vae = load_one(config.model, "vae", torch.float32)
+    assert isinstance(vae, AutoencoderKL)
+    precision = "fp32" if config.strategy.precision == "fp16" else config.strategy.precision
+    making = Making(encoder_hash(vae), dtype, precision, mirrored=data.flip > 0)
+    sets = sets_of(config, dataset.plan(journal), sources, making)
+    for latents in sets:
+        latents.begin()
+    work = Work(sets)
+    pictures, device = Pictures(data, sources, sets, vae_factor(vae)), own_device()
+    # Processes are forked before the GPU is used.
+    batches = open_loader(pictures, data, pin=device.type == "cuda", order=work)
+    encoder = Encoder(vae, device, precision, dtype)
+    with progress("encoding shards", sum(len(latents.index.shards) for latents in sets)) as tell:
+        for decoded in batches:
+            number, shard = decoded.job.set, decoded.job.shard
+            write(decoded, sets[number], encoder, work.claimed[number, shard])
+            if decoded.job.last:
+                work.claimed.pop((number, shard)).finish()
+                work.done += 1
+                tell(work.done)
+    return [finished(latents) for latents in sets]
+
+
+def write(decoded: Decoded, latents: LatentSet, encoder: Encoder, writer: ShardWriter) -> None:
+    """Encode the samples of a job, and write them to their shard."""
+    moments = mirrored = iter(())
+    if decoded.pixels is not None:
+        moments = iter(encoder(decoded.pixels))
+        mirrored = iter(encoder(decoded.pixels.flip(-1))) if latents.making.mirrored else mirrored
+    masks = iter(decoded.masks)
+    for ordinal, labels, fault in zip(decoded.job.ordinals, decoded.labels, decoded.faults, strict=True):
+        stored = pack(next(moments), next(mirrored, None), next(masks)) if fault is None else pack_fault(fault)
+        size = size_of(latents, decoded.job.shard, ordinal)
+        writer.add(ordinal, size, {IMAGE: stored, **labels}, fault)
+
+
+def finished(latents: LatentSet) -> Outcome:
+    """What has come of a set; its index is written where nothing is left to do."""
+    found = [latents.part(shard) for shard in range(len(latents.index.shards))]
+    parts = [part for part in found if part is not None]
+    if len(parts) == len(found):
+        latents.write_index(parts)
+        lines = (json.dumps(fault._asdict(), ensure_ascii=False) for part in parts for fault in part.refused)
+        (latents.folder / REFUSED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return Outcome(
+        latents.folder,
+        shards=len(parts),
+        left=len(found) - len(parts),
+        samples=sum(stored_samples(part) for part in parts),
+        faults=sum(len(part.refused) for part in parts),
+        size=sum(part.shard.size for part in parts),
+    )
+
+
+def stored_samples(part: Part) -> int:
+    """Samples of a shard that are in some bucket."""
+    return int(np.count_nonzero(part.table["width"].to_numpy()))
+
+
+def size_of(latents: LatentSet, shard: int, ordinal: int) -> tuple[int, int]:
+    """(width, height) in pixels of the bucket of a sample."""
+    width, height = latents.sizes[latents.buckets[latents.rows(shard).start + ordinal]].tolist()
+    return width, height
+
+
+def own_device() -> torch.device:
+    """The GPU that a launcher means for this process, or the first, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
