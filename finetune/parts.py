@@ -188,7 +188,7 @@ class Parts:
         encoded = self.config.data.latents is not None
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
         try:
-            loss = self.step.loss(batch.to(self.distributed.device)).weighted
+            loss = self.step.loss(self.step.prepare(batch)).weighted
             size = state_bytes(self.distributed.rehearse(loss))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
