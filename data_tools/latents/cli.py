@@ -40,14 +40,16 @@ def latents(
 
     with tempfile.TemporaryDirectory() as kept:
         outcomes = encode(config, Path(kept), dtype)
-    table = Table("latents", "shards", "left to others", "samples", "no picture", "GiB")
+    table = Table("shards", "left to others", "samples", "no picture", "GiB", "where")
     for outcome in outcomes:
         numbers = (outcome.shards, outcome.left, outcome.samples, outcome.faults)
-        table.add_row(str(outcome.folder), *(f"{n:,}" for n in numbers), f"{outcome.size / GIB:.2f}")
-    console = Console(markup=False, soft_wrap=True)
+        table.add_row(*(f"{n:,}" for n in numbers), f"{outcome.size / GIB:.2f}", str(outcome.folder))
+    table.columns[-1].overflow = "fold"
+    console = Console(markup=False, highlight=False)
     console.print(table)
     if any(outcome.left for outcome in outcomes):
         console.print(
             "Other processes encode what is left, and the last of them writes the index; where there are none any "
-            "more, start this again."
+            "more, start this again.",
+            soft_wrap=True,
         )

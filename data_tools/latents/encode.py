@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
     job: Job
     pixels: Tensor | None
     """uint8 [n, 3, H, W] of those whose pictures can be used; None where there are none."""
-    masks: list[npt.NDArray[np.uint16] | None]
+    masks: list[Tensor | None]
     """Of these, as `Latents` has them."""
     labels: list[dict[str, bytes]]
     """Of all samples, as they are stored."""
@@ -104,7 +104,7 @@ class Pictures(Dataset[Decoded | UserError]):
                     decoded.faults.append(str(fault))
                     continue
                 pixels.append(torch.from_numpy(picture))
-                decoded.masks.append(None if counts is None else area_sums(counts, self._factor))
+                decoded.masks.append(None if counts is None else torch.from_numpy(area_sums(counts, self._factor)))
                 decoded.faults.append(None)
         except UserError as error:  # as for training, it would come out wrapped in a traceback
             return error

@@ -27,9 +27,9 @@ class Latents(NamedTuple):
     """How much the pixels of every latent count, summed up, each from 0 to 255: [h, w]; None where all count."""
 
 
-def pack(moments: Tensor, mirrored: Tensor | None, mask: npt.NDArray[np.uint16] | None) -> bytes:
+def pack(moments: Tensor, mirrored: Tensor | None, mask: Tensor | None) -> bytes:
     """What is stored of a sample; the fields of `Latents` and the moments of its mirror image."""
-    given = {MOMENTS: moments, MIRRORED: mirrored, MASK: None if mask is None else torch.from_numpy(mask)}
+    given = {MOMENTS: moments, MIRRORED: mirrored, MASK: mask}
     return save({name: tensor.contiguous() for name, tensor in given.items() if tensor is not None})
 
 
