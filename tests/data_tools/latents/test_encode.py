@@ -128,7 +128,7 @@ def test_the_index_of_a_set_is_an_ordinary_one(shards: Path, tiny_model: Path, t
     with Path(span.location).open("r+b") as file:
         file.seek(span.offset + span.size - 1)
         file.write(b"\x55")
-    with pytest.raises(UserError, match="does not match its shard .* encode it again"):
+    with pytest.raises(UserError, match=r"does not match its shard .* encode it again"):
         verify_index(latents, 1)
 
 
@@ -170,7 +170,7 @@ def test_it_goes_on_where_it_stopped(
     more = make_shards("more", count=20) / "shard-00000.tar"
     more.rename(shards / "another.tar")
     index_folder(shards, "auto", workers=1)
-    with pytest.raises(UserError, match="has grown by 1 shards that the latents in .* do not have: make them with"):
+    with pytest.raises(UserError, match=r"has grown by 1 shards that the latents in .* do not have: make them with"):
         fed(config, tmp_path / "run")
     before = stamps(outcome.folder)
     (grown,) = encoded(config, tmp_path)
@@ -194,7 +194,7 @@ def test_what_another_process_encodes_is_left_to_it(shards: Path, tiny_model: Pa
         (outcome,) = encoded(config, tmp_path)
     assert (outcome.shards, outcome.left) == (1, 1)
     assert not (outcome.folder / "index.arrow").exists()
-    with pytest.raises(UserError, match="there is no index .*: make them with `python -m data_tools latents"):
+    with pytest.raises(UserError, match=r"there is no index .*: make them with `python -m data_tools latents"):
         fed(config, tmp_path / "run")
     held.clear()  # its file is closed: the process is gone
     (outcome,) = encoded(config, tmp_path)
