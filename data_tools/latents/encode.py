@@ -256,4 +256,6 @@ def own_device() -> torch.device:
     """The GPU that a launcher means for this process, or the first, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # or what pins memory would take some of the first
+    return device

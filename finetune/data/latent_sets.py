@@ -112,8 +112,8 @@ def check_buckets(plan: Plan, sources: Sources, epoch: int) -> None:
             wrong = _misplaced(latents, stored_buckets(chapter, samples), size_table(chapter))
             if wrong:
                 raise UserError(
-                    f"of source {source.name!r}, {wrong:,} samples are in other buckets than their latents in "
-                    f"{latents.folder}, as rare buckets are merged otherwise: {REMEDY}"
+                    f"{wrong:,} samples of source {source.name!r} have no latents of their buckets in "
+                    f"{latents.folder}, as rare buckets are merged otherwise or an overlay left them out: {REMEDY}"
                 )
 
 
