@@ -6,33 +6,25 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data_tools.indexing import Part
+from data_tools.latents.decode import Decoded, Job, Pictures
 from data_tools.latents.sets import LatentSet, sets_of
 from data_tools.latents.shard import ShardWriter
 from data_tools.progress import progress
 from finetune.config import Config, plan_settings
-from finetune.data.buckets import fit
-from finetune.data.config import DataConfig
-from finetune.data.images import probe
-from finetune.data.index import IMAGE, MASK
+from finetune.data.index import IMAGE
 from finetune.data.latent_sets import Making
-from finetune.data.latents import DTYPES, area_sums, pack, pack_fault
-from finetune.data.loader import open_loader, shared
+from finetune.data.latents import DTYPES, pack, pack_fault
+from finetune.data.loader import open_loader
 from finetune.data.prepare import DataSet
-from finetune.data.preparer import load_picture
-from finetune.data.samples import Place, sample_id
-from finetune.data.sources import Sources
 from finetune.distributed.runtime import autocast
-from finetune.errors import DataFault, UserError
+from finetune.errors import UserError
 from finetune.model.families import load_one
 from finetune.model.vae import encoder_hash, encoding_precision, pixel_moments, vae_factor
 
@@ -52,71 +44,6 @@ class Outcome:
     """Samples whose pictures cannot be used."""
     size: int
     """Bytes."""
-
-
-class Job(NamedTuple):
-    """Samples of one shard and one bucket, which are encoded together."""
-
-    set: int
-    """Number of the set."""
-    shard: int
-    ordinals: list[int]
-    """Places of the samples in their shard; none where none of the shard is needed."""
-    last: bool
-    """Whether it is the shard's last."""
-
-
-class Decoded(NamedTuple):
-    """The samples of a job."""
-
-    job: Job
-    pixels: Tensor | None
-    """uint8 [n, 3, H, W] of those whose pictures can be used; None where there are none."""
-    masks: list[Tensor | None]
-    """Of these, as `Latents` has them."""
-    labels: list[dict[str, bytes]]
-    """Of all samples, as they are stored."""
-    faults: list[str | None]
-    """Why a sample's picture cannot be used, of all samples."""
-
-
-class Pictures(Dataset[Decoded | UserError]):
-    """Decodes what a job asks for, cut at the centre."""
-
-    def __init__(self, data: DataConfig, sources: Sources, sets: Sequence[LatentSet], factor: int) -> None:
-        self._data = data
-        self._sources = sources
-        self._sets = sets
-        self._factor = factor
-
-    def __getitem__(self, job: Job) -> Decoded | UserError:
-        decoded = Decoded(job, None, [], [], [])
-        pixels = []
-        try:
-            for ordinal in job.ordinals:
-                sample = sample_id(Place(self._sets[job.set].source, job.shard, ordinal))
-                members = self._sources.members(sample, 0, whole_shard=True).data
-                image, mask = members.pop(IMAGE), members.pop(MASK, None)
-                decoded.labels.append(members)
-                try:
-                    picture, counts = self._decode(job, ordinal, image, mask)
-                except DataFault as fault:
-                    decoded.faults.append(str(fault))
-                    continue
-                pixels.append(torch.from_numpy(picture))
-                decoded.masks.append(None if counts is None else torch.from_numpy(area_sums(counts, self._factor)))
-                decoded.faults.append(None)
-        except UserError as error:  # as for training, it would come out wrapped in a traceback
-            return error
-        return decoded._replace(pixels=shared(pixels).permute(0, 3, 1, 2) if pixels else None)
-
-    def _decode(
-        self, job: Job, ordinal: int, image: bytes, mask: bytes | None
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        width, height = size_of(self._sets[job.set], job.shard, ordinal)
-        info = probe(image)
-        crop = fit(info.width, info.height, width, height, 0.5, 0.5)
-        return load_picture(self._data, image, mask, info, crop, mirrored=False)
 
 
 class Work:
@@ -219,7 +146,7 @@ def write(decoded: Decoded, latents: LatentSet, encoder: Encoder, writer: ShardW
     masks = iter(decoded.masks)
     for ordinal, labels, fault in zip(decoded.job.ordinals, decoded.labels, decoded.faults, strict=True):
         stored = pack(next(moments), next(mirrored, None), next(masks)) if fault is None else pack_fault(fault)
-        size = size_of(latents, decoded.job.shard, ordinal)
+        size = latents.size(decoded.job.shard, ordinal)
         writer.add(ordinal, size, {IMAGE: stored, **labels}, fault)
 
 
@@ -244,12 +171,6 @@ def finished(latents: LatentSet) -> Outcome:
 def stored_samples(part: Part) -> int:
     """Samples of a shard that are in some bucket."""
     return int(np.count_nonzero(part.table["width"].to_numpy()))
-
-
-def size_of(latents: LatentSet, shard: int, ordinal: int) -> tuple[int, int]:
-    """(width, height) in pixels of the bucket of a sample."""
-    width, height = latents.sizes[latents.buckets[latents.rows(shard).start + ordinal]].tolist()
-    return width, height
 
 
 def own_device() -> torch.device:

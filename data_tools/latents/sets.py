@@ -53,6 +53,11 @@ class LatentSet:
         first, end = self.index.first_rows[shard : shard + 2].tolist()
         return slice(first, end)
 
+    def size(self, shard: int, ordinal: int) -> tuple[int, int]:
+        """(width, height) in pixels of a sample in its bucket, by its place in a shard."""
+        width, height = self.sizes[self.buckets[self.rows(shard).start + ordinal]].tolist()
+        return width, height
+
     def path(self, shard: int) -> Path:
         """Where the latents of a shard go."""
         return self.folder / f"{self._names[shard]}.tar"
