@@ -2,13 +2,11 @@
 
 from contextlib import nullcontext
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.loader import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
 from finetune.model.assemble import encode_pixels
 
@@ -46,19 +44,20 @@ class TrainingStep:
 
     def _predict(self, model_input: Tensor, batch: Batch) -> Tensor:
         with self._autocast:
-            prediction: Tensor = self._trainee(model_input, batch.timesteps, batch.input_ids, batch.size_and_crop)
+            prediction: Tensor = self._trainee(
+                model_input, batch.timesteps, batch.input_ids, batch.chunk_rows, batch.size_and_crop
+            )
         return prediction
 
 
-def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, encoders, chunks, 77]); for
-    trying out whether it fits."""
-    size = len(input_ids)
+def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape) -> Batch:
+    """A grey micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits."""
+    size = len(chunks.chunk_rows)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
     return Batch(
         pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
-        input_ids=torch.from_numpy(input_ids),
+        **chunks._asdict(),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),
         mask=torch.ones(size, 1, *latent_size),
