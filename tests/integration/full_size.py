@@ -54,7 +54,8 @@ def main() -> None:
     before = trainee.unet.conv_in.weight.detach().clone()
 
     prompt = Chunks(torch.full((CHUNKS, 1, 77), 49407), torch.arange(CHUNKS)[None])
-    loss = step.loss(trial_batch(prompt, SIDE_PX, SIDE_PX, LatentShape(4, 8))).weighted
+    batch = trial_batch(prompt, SIDE_PX, SIDE_PX, LatentShape(4, 8))
+    loss = step.loss(step.prepare(batch)).weighted
     distributed.backward(loss, last=True)
     norm = distributed.gradient_norm()
     distributed.step(list(engine.rates(phases[0], 0, 1).values()))
