@@ -138,31 +138,6 @@ def test_sdxl_is_told_what_diffusers_pipeline_tells_it(tiny_sdxl: Path) -> None:
     assert torch.allclose(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
 
 
-def test_the_unet_is_compiled_in_place(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: (calls.append(function.__self__.__class__.__name__), function(*args, **kwargs))[
-            1
-        ]
-
-    names = list(Trainee(loaded(tiny_model)).trainable)
-    monkeypatch.setattr(torch, "compile", compiled)
-    components = loaded(tiny_model, compile=True)
-    trainee = Trainee(components)
-    assert list(trainee.trainable) == names
-    predict(components, trainee)
-    assert calls == ["UNet2DConditionModel"]
-
-
-@pytest.mark.slow
-def test_a_traced_unet_has_the_same_gradients(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = gradients(loaded(tiny_model, gradient_checkpointing=True))
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    found = gradients(loaded(tiny_model, gradient_checkpointing=True, compile=True))
-    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
-
-
 @torch.no_grad()
 def test_latents_are_drawn_with_the_noise_that_is_given(twin: Path, tiny_sdxl: Path) -> None:
     vae = loaded(twin).vae
