@@ -3,13 +3,11 @@
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.loader import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
 from finetune.model.assemble import encode_pixels
 
@@ -24,6 +22,7 @@ class Prepared(NamedTuple):
     timesteps: Tensor
     """These and all that follows as `Batch` has them."""
     input_ids: Tensor
+    chunk_rows: Tensor
     size_and_crop: Tensor
     mask: Tensor
     loss_weights: Tensor
@@ -81,6 +80,7 @@ class TrainingStep:
             self._objective.target(latents, noise, batch.timesteps),
             batch.timesteps,
             batch.input_ids,
+            batch.chunk_rows,
             batch.size_and_crop,
             batch.mask,
             batch.loss_weights,
@@ -93,19 +93,20 @@ class TrainingStep:
 
     def _predict(self, model_input: Tensor, given: Batch | Prepared) -> Tensor:
         with self._autocast:
-            prediction: Tensor = self._trainee(model_input, given.timesteps, given.input_ids, given.size_and_crop)
+            prediction: Tensor = self._trainee(
+                model_input, given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop
+            )
         return prediction
 
 
-def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, encoders, chunks, 77]); for
-    trying out whether it fits."""
-    size = len(input_ids)
+def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape) -> Batch:
+    """A grey micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits."""
+    size = len(chunks.chunk_rows)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
     return Batch(
         pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
-        input_ids=torch.from_numpy(input_ids),
+        **chunks._asdict(),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),
         mask=torch.ones(size, 1, *latent_size),
