@@ -23,6 +23,7 @@ from finetune.data.samples import place_of
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.status import read_status
+from tests.forks import Fork, ended, server
 from tests.helpers import sample_ids
 from tests.servers import faulty_http
 
@@ -49,9 +50,8 @@ def arguments(runs: Path, model: Path, steps: int, *overrides: str) -> list[str]
 
 def train(runs: Path, model: Path, steps: int, *overrides: str) -> Path:
     """The run's folder, after so many steps of the demo's recipe."""
-    command = [sys.executable, "-m", "finetune", *arguments(runs, model, steps, *overrides)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=DEADLINE_S, check=False)
-    assert done.returncode == 0, done.stderr
+    log = runs.with_suffix(".log")
+    assert ended(log, "finetune", *arguments(runs, model, steps, *overrides)) == 0, log.read_text()
     return runs / "demo"
 
 
@@ -132,10 +132,9 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
         + "\n"
         + json.dumps({"id": sample_ids(index)[5], "exclude": True})
     )
-    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)]
-    refused = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert refused.returncode == 2
-    assert "has grown by 1 shards since the run began: set data.on_change=next_epoch" in refused.stderr
+    log = tmp_path / "log"
+    assert ended(log, "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)) == 2
+    assert "has grown by 1 shards since the run began: set data.on_change=next_epoch" in log.read_text()
 
     train(tmp_path / "runs", tiny_model, 40, *overrides, "data.on_change=next_epoch")
     counts = draws(read_ledger(run / "ledger"))
@@ -157,13 +156,11 @@ def test_an_overlay_that_changes_while_the_run_goes_on(shards: Path, tmp_path: P
     overlay.write_text(json.dumps({"key": index.key(0), "tags": ["before"]}))
     source = f"data.sources={{main: {{path: {shards}, overlay: {{path: {overlay}}}}}}}"
     overrides = ("data.shards=null", source, "captions.drop=0", "captions.mix.caption=0")
-    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 30, *overrides)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+    process = server().start(tmp_path / "log", "finetune", *arguments(tmp_path / "runs", tiny_model, 30, *overrides))
     run = tmp_path / "runs" / "demo"
     wait_for(lambda: (run / "status.json").exists() and read_status(run)["step"] >= 1, process)
     overlay.write_text(json.dumps({"key": index.key(0), "tags": ["after"]}))
-    assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+    assert process.wait(DEADLINE_S) == 0, (tmp_path / "log").read_text()
     (changed,) = events(run, "data changed")
     prompts = {row["epoch"]: row["prompt"] for row in look("ledger", str(run), "--sample", index.key(0))}
     assert prompts[0] == "before"
@@ -199,13 +196,11 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
         index_shards(names, tmp_path / "index", "auto", workers=1)
         cache = (f"data.cache.folder={tmp_path / 'cache'}", "data.cache.timeout_s=1", "data.cache.alert_after_s=0.5")
         given = arguments(tmp_path / "runs", tiny_model, 12, f"data.shards={tmp_path / 'index'}", *cache)
-        command = [sys.executable, "-m", "finetune", *given]
         run = tmp_path / "runs" / "demo"
         server.requests.clear()
 
-        def start() -> subprocess.Popen[bytes]:
-            with (tmp_path / "log").open("ab") as log:
-                return subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
+        def start() -> Fork:
+            return server().start(tmp_path / "log", "finetune", *given)
 
         # The sizes of the shards are asked for first; after that nothing comes for a while.
         process = start()
@@ -216,11 +211,11 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
         assert read_status(run)["outage"]["what"].startswith(server.url)
         assert look_status(run) == 6
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(DEADLINE_S)
         server.heal()
         server.hang_next(1, 3.0)
         process = start()
-        assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+        assert process.wait(DEADLINE_S) == 0, (tmp_path / "log").read_text()
     assert events(run, "data outage")
     assert read_ledger(run / "ledger").equals(read_ledger(whole / "ledger"))
     losses = [[line["loss"] for line in read_lines(folder / "metrics.jsonl")] for folder in (run, whole)]
@@ -230,15 +225,14 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
 def test_a_shard_that_vanishes_while_the_run_goes_on(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
     whole = train(tmp_path / "whole", tiny_model, 24, f"data.shards={shards}")
     given = arguments(tmp_path / "runs", tiny_model, 24, f"data.shards={shards}", "data.cache.alert_after_s=0.5")
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "finetune", *given], stdout=log, stderr=log, env=ENVIRONMENT)
+    process = server().start(tmp_path / "log", "finetune", *given)
     run = tmp_path / "runs" / "demo"
-    wait_for(lambda: (run / "events.jsonl").exists(), process)
+    wait_for((run / "events.jsonl").exists, process)
     away = [path.rename(path.with_suffix(".away")) for path in sorted(shards.glob("*.tar"))]
     paused = wait_until(lambda: (run / "status.json").exists() and read_status(run)["state"] == "paused", 20)
     for path in away:
         path.rename(path.with_suffix(".tar"))
-    assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+    assert process.wait(DEADLINE_S) == 0, (tmp_path / "log").read_text()
     assert paused == bool(events(run, "data outage"))
     assert paused == bool(events(run, "data is back"))
     assert read_ledger(run / "ledger").equals(read_ledger(whole / "ledger"))
@@ -249,7 +243,7 @@ def look_status(run: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False, env=ENVIRONMENT).returncode
 
 
-def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(reached: Callable[[], bool], process: Fork) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not reached():
         assert process.poll() is None
