@@ -41,7 +41,7 @@ class Fork:
         code: int | None = self._forks.asked({"pid": self.pid})
         return code
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
         """Its exit code; it is killed when it has not ended in time."""
         deadline = time.monotonic() + timeout_s
         while (code := self.poll()) is None:
@@ -110,7 +110,7 @@ def ended(
     world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     places = [{**world, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)] if processes > 1 else [{}]
     first, *others = (server().start(log, module, *arguments, environment=place) for place in places)
-    code = first.wait(DEADLINE_S)
+    code = first.wait()
     for other in others:
         other.wait(LEAVE_S)
     return code
