@@ -41,6 +41,8 @@ LAYERS = {
     "finetune.data.remote": 2,
     "finetune.data.cache": 2,
     "finetune.data.sources": 2,
+    "finetune.data.latents": 2,
+    "finetune.data.latent_sets": 2,
     "finetune.data.prepare": 2,
     "finetune.data.preparer": 2,
     "finetune.data.ahead": 2,

@@ -1,13 +1,17 @@
 """What a rank hands to torch's collectives, whoever calls them: DeepSpeed, torch's own DDP or Distributed."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-RING_SHARE = {"allreduce_": 2.0, "allgather_": 1.0, "_allgather_base_": 1.0, "reduce_": 1.0, "_reduce_scatter_base_": 1.0}
+RING_SHARE = {
+    "allreduce_": 2.0,
+    "allgather_": 1.0,
+    "_allgather_base_": 1.0,
+    "reduce_": 1.0,
+    "_reduce_scatter_base_": 1.0,
+}
 """Of (world - 1) / world times a collective's bytes, how many of them each rank sends round a ring (Patarasuk and Yuan,
 J. Parallel Distrib. Comput. 69, 2009); a reduction to one rank is counted as if the owners took turns."""
 

@@ -37,7 +37,9 @@ def test_forty_shapes_take_no_more_than_the_largest(segments: None) -> None:
 
     def trained(width: int, height: int) -> int:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            net(torch.randn(MICRO_BATCH, WIDTH, height // 8, width // 8, device="cuda")).float().square().mean().backward()
+            net(
+                torch.randn(MICRO_BATCH, WIDTH, height // 8, width // 8, device="cuda")
+            ).float().square().mean().backward()
         net.zero_grad()
         return torch.cuda.memory_reserved()
 
