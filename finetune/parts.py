@@ -26,6 +26,7 @@ from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.live import Live, recalled
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
+from finetune.model.graphs import Graphs
 from finetune.model.text import PromptTokenizer, load_tokenizers
 from finetune.model.vae import encoder_hash
 from finetune.monitor.flops import ModelFlops
@@ -84,6 +85,7 @@ class Parts:
         self.engine = Engine(self.trainee, unfolded, distributed, config.ema, global_batch=batch, saved=saved)
         self.vae = components.vae.to(distributed.device).eval().requires_grad_(False)
         self.pipeline = build_pipeline(components, config.diffusion)
+        self.graphs = Graphs(self.trainee.unet, self.vae.encoder) if config.model.compile else None
 
         self.build(self.phases.at(self.done))
         self.state_bytes = self._trial(self.done)

@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.loader import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
 from finetune.model.vae import draw_latents, encode_pixels, encoding_precision
 
@@ -23,6 +21,7 @@ class Prepared(NamedTuple):
     timesteps: Tensor
     """These and all that follows as `Batch` has them."""
     input_ids: Tensor
+    chunk_rows: Tensor
     size_and_crop: Tensor
     mask: Tensor
     loss_weights: Tensor
@@ -79,6 +78,7 @@ class TrainingStep:
             self._objective.target(latents, noise, batch.timesteps),
             batch.timesteps,
             batch.input_ids,
+            batch.chunk_rows,
             batch.size_and_crop,
             batch.mask,
             batch.loss_weights,
@@ -97,20 +97,19 @@ class TrainingStep:
 
     def _predict(self, model_input: Tensor, given: Batch | Prepared) -> Tensor:
         with self._autocast:
-            prediction: Tensor = self._trainee(model_input, given.timesteps, given.input_ids, given.size_and_crop)
+            prediction: Tensor = self._trainee(
+                model_input, given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop
+            )
         return prediction
 
 
-def trial_batch(
-    input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape, *, encoded: bool = False
-) -> Batch:
-    """A micro-batch of `width`×`height` pixels for trying out whether it fits.
+def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape, *, encoded: bool = False) -> Batch:
+    """A micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits.
 
     Args:
-        input_ids: int64 [m, encoders, chunks, 77].
         encoded: whether it has moments in place of grey pixels.
     """
-    size = len(input_ids)
+    size = len(chunks.chunk_rows)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
     moments = torch.zeros(size, 2 * channels, *latent_size, dtype=torch.float16)
@@ -118,7 +117,7 @@ def trial_batch(
         size=(width, height),
         pixels=None if encoded else torch.full((size, 3, height, width), 127, dtype=torch.uint8),
         moments=moments if encoded else None,
-        input_ids=torch.from_numpy(input_ids),
+        **chunks._asdict(),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),
         mask=torch.ones(size, 1, *latent_size),

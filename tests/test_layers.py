@@ -64,6 +64,7 @@ LAYERS = {
     "finetune.live": 5,
     "finetune.parts": 6,
     "finetune.looks": 6,
+    "finetune.warmup": 6,
     "finetune.opening": 6,
     "finetune.saving": 6,
     "finetune.recovery": 6,

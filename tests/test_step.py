@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -13,6 +12,7 @@ from finetune.diffusion.config import DiffusionConfig, NoiseConfig
 from finetune.diffusion.objective import Objective
 from finetune.model.vae import pixel_moments
 from finetune.step import TrainingStep, trial_batch
+from tests.helpers import blank
 
 LATENTS = LatentShape(channels=4, factor=2)
 
@@ -39,7 +39,7 @@ def vae() -> AutoencoderKL:
 
 def batch(**fields: Tensor) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    trial = trial_batch(np.zeros((3, 1, 2, 77), dtype=np.int64), 12, 8, LATENTS)
+    trial = trial_batch(blank(3, 2), 12, 8, LATENTS)
     return trial._replace(
         pixels=torch.randint(0, 256, (3, 3, 8, 12), generator=generator, dtype=torch.uint8),
         timesteps=torch.tensor([10, 500, 999]),
@@ -75,7 +75,8 @@ def test_the_model_is_given_what_belongs_together(make: Callable[..., tuple], va
     noise = given.noise + 0.2 * given.offset + 0.1 * given.perturbation
     expected = objective.add_noise(latents, noise, given.timesteps)
     assert torch.allclose(guess.asked[0], expected, atol=1e-6)
-    for asked, field in zip(guess.asked[1:], (given.timesteps, given.input_ids, given.size_and_crop), strict=True):
+    told = (given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop)
+    for asked, field in zip(guess.asked[1:], told, strict=True):
         assert asked is field
 
 
@@ -135,9 +136,9 @@ def test_latents_are_drawn_from_moments_where_there_are_such(make: Callable[...,
 
 
 def test_a_trial_batch_has_the_shapes_of_a_real_one() -> None:
-    trial = trial_batch(np.zeros((3, 2, 7, 77), dtype=np.int64), 24, 16, LatentShape(4, 8))
+    trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8))
     assert trial.pixels.shape == (3, 3, 16, 24)
-    assert trial.input_ids.shape == (3, 2, 7, 77)
+    assert (trial.input_ids.shape, trial.chunk_rows.shape) == ((21, 2, 77), (3, 7))
     assert trial.noise.shape == trial.perturbation.shape == trial.posterior_noise.shape == (3, 4, 2, 3)
     assert trial.offset.shape == (3, 4, 1, 1)
     assert trial.mask.shape == (3, 1, 2, 3)
@@ -147,7 +148,7 @@ def test_a_trial_batch_has_the_shapes_of_a_real_one() -> None:
 
 
 def test_a_trial_batch_of_latents_has_no_pixels() -> None:
-    trial = trial_batch(np.zeros((3, 2, 7, 77), dtype=np.int64), 24, 16, LatentShape(4, 8), encoded=True)
+    trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8), encoded=True)
     assert trial.pixels is None
     assert trial.moments is not None
     assert trial.moments.shape == (3, 8, 2, 3)

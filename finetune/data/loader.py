@@ -38,11 +38,25 @@ class Tokenizer(Protocol):
     max_tokens: int
     """The most tokens of a prompt."""
 
-    def __call__(self, prompts: list[str], /) -> npt.NDArray[np.int64]:
-        """Token ids: int64 [prompts, encoders, chunks, 77]."""
+    def __call__(self, prompts: list[str], /) -> "Chunks":
+        """Token ids."""
 
     def count(self, text: str) -> int:
         """Tokens of a text, without those that begin and end it."""
+
+
+class Chunks(NamedTuple):
+    """Prompts as the chunks that text encoders read. Those that only fill up shorter prompts are one, which is encoded
+    but once."""
+
+    input_ids: Tensor
+    """int64 [R, encoders, 77]"""
+    chunk_rows: Tensor
+    """The row in which each chunk of a prompt stands: int64 [prompts, chunks]"""
+
+    def to(self, device: torch.device) -> "Chunks":
+        """The same on the device."""
+        return Chunks(self.input_ids.to(device), self.chunk_rows.to(device))
 
 
 class Batch(NamedTuple):
@@ -55,7 +69,9 @@ class Batch(NamedTuple):
     moments: Tensor | None
     """fp16 or bf16 [m, 2C, H/f, W/f], as `Latents` has them"""
     input_ids: Tensor
-    """int64 [m, encoders, chunks, 77]"""
+    """int64 [R, encoders, 77], as `Chunks` has it, like the next"""
+    chunk_rows: Tensor
+    """int64 [m, chunks]"""
     size_and_crop: Tensor
     """int64 [m, 6], as `Sample` has it"""
     loss_weights: Tensor
@@ -157,7 +173,7 @@ class MicroBatches(Dataset[Batch | UserError]):
             size=(width, height),
             pixels=_pixels(samples),
             moments=_moments(samples),
-            input_ids=torch.from_numpy(self._tokenizer([s.prompt for s in samples])),
+            **self._tokenizer([s.prompt for s in samples])._asdict(),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
             mask=latent_mask([_mask_sums(s, self._latents.factor) for s in samples], self._latents.factor),

@@ -25,7 +25,7 @@ SAFE = (
     "strategy.threads",
     "model.gradient_checkpointing",
     "model.attention",
-    "model.compile",
+    "model.compile*",
     "ema.device",
     # Where the same data lies, which its fingerprint tells, and how it is read.
     "data.shards",

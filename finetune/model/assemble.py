@@ -34,17 +34,20 @@ class Trainee(nn.Module):
         for text_encoder in self._encode.encoders:
             text_encoder.train(any(parameter.requires_grad for parameter in text_encoder.parameters()))
 
-    def forward(self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, size_and_crop: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, chunk_rows: Tensor, size_and_crop: Tensor
+    ) -> Tensor:
         """Predict what the model was trained to predict, [B, C, h, w].
 
         Args:
             latents: noised, [B, C, h, w].
             timesteps: int64 [B].
-            input_ids: int64 [B, encoders, chunks, 77].
+            input_ids: int64 [R, encoders, 77], the chunks that prompts consist of.
+            chunk_rows: int64 [B, chunks], the row in which each chunk of a prompt stands.
             size_and_crop: int64 [B, 6] of original height and width, top and left of the crop, height and width of the
                 bucket in pixels, which SDXL is told (arXiv 2307.01952, section 2.2).
         """
-        states, pooled = self._encode(input_ids)
+        states, pooled = self._encode(input_ids, chunk_rows)
         told = None if pooled is None else {"text_embeds": pooled, "time_ids": size_and_crop.float()}
         prediction: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=told).sample
         return prediction

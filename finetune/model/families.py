@@ -130,5 +130,3 @@ def _prepare(config: ModelConfig, components: Components) -> None:
                 "model.attention is xformers, which needs a CUDA GPU and `pip install 'longhaul[gpu]'`: "
                 "install it or use model.attention=sdpa"
             ) from error
-    if config.compile:
-        unet.compile()  # in place: parameters keep their names

@@ -77,7 +77,7 @@ def test_shapes_follow_the_bucket(shards: Path) -> None:
     batch = batches[0]
     assert batch.pixels.dtype == torch.uint8
     assert batch.pixels.shape == (4, 3, height, width)
-    assert batch.input_ids.shape == (4, 1, 1, 77)
+    assert (batch.input_ids.shape, batch.chunk_rows.shape) == ((4, 1, 77), (4, 1))
     assert batch.noise.shape == batch.posterior_noise.shape == (4, 4, height // 8, width // 8)
     assert batch.offset.shape == (4, 4, 1, 1)
     assert batch.perturbation.shape == batch.mask.shape == (4, 1, 1, 1)
