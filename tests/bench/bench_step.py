@@ -14,7 +14,7 @@ from finetune.train import Run
 from tests.bench.bare import BareLoop
 from tests.bench.figure import Figure
 from tests.bench.pictures import WORDS
-from tests.bench.running import FromMemory, first_batches, recipe, running, small_shards
+from tests.bench.running import FromMemory, Steps, first_batches, recipe, running, small_shards
 from tests.bench.timing import Cost, cost, in_turns, spread
 
 SIZES = TinySizes(unet=(24, 24, 48, 48), vae=(8, 8, 8, 8), text=64, text_layers=3)
@@ -54,8 +54,7 @@ def overhead(config: Config) -> Iterator[Figure]:
     """Steps of a run, with all that comes after each, take turns with those of a plain loop that has the same model,
     optimizer and micro-batches."""
     with running(config) as run:
-        batches = first_batches(run, KEPT)
-        turns = Turns(run, batches, config)
+        turns = Turns(run)
         turns.ours(0)  # memory is touched for the first time
         turns.bare(0)
         costs = 1000.0 * in_turns([turns.ours, turns.bare], REPEATS) / STEPS  # [repeats, sides, wall and CPU]
@@ -77,31 +76,24 @@ def overhead(config: Config) -> Iterator[Figure]:
 class Turns:
     """Steps of a run and of a plain loop, from the same micro-batches."""
 
-    def __init__(self, run: Run, batches: list, config: Config) -> None:
-        self.run, self.config = run, config
-        self.kept, self.batches = batches, FromMemory(batches)
-        self.loop = BareLoop(load_components(config.model), run.distributed.device, bf16=False)
-        self.optimizer = build_optimizer(config.optim, {"all": self.loop.parameters})
-        self.done = 0
+    def __init__(self, run: Run) -> None:
+        config = run.config
+        self._batches = first_batches(run, KEPT)
+        self._steps = Steps(run, FromMemory(self._batches))
+        self._loop = BareLoop(load_components(config.model), run.distributed.device, bf16=False)
+        self._optimizer = build_optimizer(config.optim, {"all": self._loop.parameters})
 
     def ours(self, repeat: int) -> Cost:
         """As a run takes them."""
-
-        def steps() -> None:
-            for _ in range(STEPS):
-                self.run.train_step(self.done, self.batches)
-                self.done += 1
-                self.run.attend(self.done)
-
-        return cost(steps)
+        return cost(lambda: self._steps.take(STEPS))
 
     def bare(self, repeat: int) -> Cost:
-        """As a plain loop does."""
+        """As the plain loop does."""
 
         def steps() -> None:
             for i in range(STEPS):
                 first = i * ACCUMULATION % KEPT
-                self.loop.step(self.kept[first : first + ACCUMULATION], self.optimizer)
+                self._loop.step(self._batches[first : first + ACCUMULATION], self._optimizer)
 
         return cost(steps)
 
@@ -109,10 +101,7 @@ class Turns:
 def data_wait_share(config: Config) -> Figure:
     """A run whose model is slower than two workers that decode for it."""
     with running(config) as run, run.parts.batches(range(WAITED_STEPS)) as batches:
-        for step in range(WAITED_STEPS):
-            batches.reached(step)
-            run.train_step(step, batches)
-            run.attend(step + 1)
+        Steps(run, batches).take(WAITED_STEPS)
     lines = read_lines(config.run_folder / "metrics.jsonl")[UNCOUNTED:]
     step_s, waited_s = (np.array([line[key] for line in lines]) for key in ("step_s", "data_wait_s"))
     return Figure(

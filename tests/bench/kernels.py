@@ -1,20 +1,21 @@
 """Where a device's time goes: its kernels by kind, and the gaps between them."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
     "optimizer": r"multi_tensor|foreach|adam|kOptimizer|kPreconditionOptimizer|lerp",
     "attention": r"flash|fmha|attention|mha_|softmax",
     "norms": r"norm|moments|welford",
+    "layouts": r"nchwToNhwc|nhwcToNchw|transpose|permute",
     "convolutions": r"conv|fprop|dgrad|wgrad|cudnn|implicit|winograd",
     "matrix products": r"gemm|gemv|nvjet|cutlass|cublas|xmma|addmm|\bmm\b|bmm|linear",
-    "layouts": r"nchwToNhwc|nhwcToNchw|transpose|permute",
     "copies and casts": r"memcpy|memset|copy|\bcat|CatArray|fill|zero_|\bto\b",
     "sums": r"reduce|triton_red|triton_per|\bsum|\bmean",
     "elementwise": r"elementwise|triton_poi|silu|gelu|upsample|dropout|\b(add|sub|mul|div|where|index|embedding|neg|exp)",
@@ -39,7 +40,12 @@ class Profile(NamedTuple):
     shares: dict[str, float]
     """By kind, the largest first, with what is idle. More than 1 together where kernels of two streams overlap."""
     others: dict[str, float]
-    """Of what is of no kind, the largest by name."""
+    """Of what is of no kind, the largest first, by the kernel's name."""
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
+        largest = "".join(f" ({name[:60]} {share:.1%})" for name, share in list(self.others.items())[:1])
+        return f"{told}{largest and f'; largest of the others{largest}'}"
 
 
 def profiled(steps: Callable[[], None], device: torch.device) -> Profile:
@@ -85,9 +91,16 @@ def _device_spans(found: profile) -> list[Span]:
 
 
 def _operator_spans(found: profile) -> list[Span]:
-    """Operators that call no others, so that none lies within another."""
-    events = [event for event in found.events() or [] if not event.cpu_children]
-    return [Span(event.name, event.time_range.start, event.time_range.end) for event in events]
+    """Operators without the time that they spend in others, so that none lies within another."""
+    return [span for event in found.events() or [] for span in _own_spans(event)]
+
+
+def _own_spans(event: FunctionEvent) -> Iterator[Span]:
+    began = event.time_range.start
+    for child in sorted(event.cpu_children, key=lambda child: child.time_range.start):
+        yield Span(event.name, began, child.time_range.start)
+        began = child.time_range.end
+    yield Span(event.name, began, event.time_range.end)
 
 
 def _largest_first(times: Mapping[str, float]) -> list[tuple[str, float]]:

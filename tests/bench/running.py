@@ -11,6 +11,7 @@ from PIL import Image
 from finetune.config import Config
 from finetune.data.loader import Batch
 from finetune.distributed import Distributed
+from finetune.feed import Batches
 from finetune.lifecycle.signals import StopSignals
 from finetune.opening import opened
 from finetune.recipes import read_recipe
@@ -58,6 +59,21 @@ def first_batches(run: Run, count: int) -> list[Batch]:
     """A run's first micro-batches."""
     with run.parts.batches(range(run.parts.total_steps)) as batches:
         return [next(batches) for _ in range(count)]
+
+
+class Steps:
+    """A run's steps, one after the other."""
+
+    def __init__(self, run: Run, batches: "Batches | FromMemory") -> None:
+        self._run, self._batches, self._done = run, batches, 0
+
+    def take(self, count: int) -> None:
+        """Go through the next ones, with what is done after each."""
+        for _ in range(count):
+            self._batches.reached(self._done)
+            self._run.train_step(self._done, self._batches)  # type: ignore[arg-type]
+            self._done += 1
+            self._run.attend(self._done)
 
 
 class FromMemory:
