@@ -43,6 +43,14 @@ BARS = {
     "monitor.overhead": "≤ 5 or 2%",
     "monitor.overhead_cpu": "≤ 5 or 2%",
     "checkpoint.stall_vs_copy": "≤ 1.2",
+    "gpu.sd15_512_latents_mfu": "≥ 0.45",
+    "gpu.sd15_512_live_vs_latents": "≥ 0.6",
+    "gpu.sd15_768_live_vs_latents": "≥ 0.6",
+    "gpu.sd15_1024_live_vs_latents": "≥ 0.6",
+    "gpu.vs_diffusers_loop": "≥ 1.3",
+    "gpu.sd15_768_images_per_s": "",
+    "gpu.sd15_1024_images_per_s": "",
+    "gpu.sdxl_1024_images_per_s": "",
 }
 """What the figures should meet; nothing here fails where they do not."""
 WIDTH = 150

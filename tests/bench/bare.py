@@ -57,7 +57,8 @@ class BareLoop:
         return total / len(batches)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Of a micro-batch on the device whose prompts have one chunk."""
+        """Of a micro-batch of pictures on the device whose prompts have one chunk."""
+        assert batch.pixels is not None
         pixels = batch.pixels.to(self._vae_dtype) / 127.5 - 1.0
         with torch.no_grad():
             posterior = self._vae.encode(pixels).latent_dist
@@ -65,6 +66,6 @@ class BareLoop:
         noisy = self._scheduler.add_noise(latents, batch.noise, batch.timesteps)
         target = self._scheduler.get_velocity(latents, batch.noise, batch.timesteps)
         with self._autocast:
-            states = self._text_encoder(batch.input_ids[:, 0, 0]).last_hidden_state
+            states = self._text_encoder(batch.input_ids[:, 0]).last_hidden_state
             prediction = self._unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
         return mse_loss(prediction.float(), target.float())

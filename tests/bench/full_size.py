@@ -13,7 +13,7 @@ from finetune.checkpoint.export import build_pipeline
 from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.model.assemble import Trainee
-from finetune.model.config import CHUNK_TOKENS, ModelConfig
+from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_skeleton
 from finetune.model.text import PromptEncoder
 from finetune.monitor.flops import ModelFlops
@@ -65,27 +65,15 @@ class Counter:
     """Counts the arithmetic of a model of which all is trained, on the meta device."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._skeleton = load_skeleton(config)
-        self._latents = LatentShape(self._skeleton.latent_channels, self._skeleton.vae_factor)
-        self._all = ModelFlops(config, Trainee(self._skeleton).trainable, self._latents)
+        skeleton = load_skeleton(config)
+        self._vae = skeleton.vae
+        latents = LatentShape(skeleton.latent_channels, skeleton.vae_factor)
+        self._trained = ModelFlops(config, Trainee(skeleton).trainable, latents)
 
     def work(self, side: int) -> Work:
         """Of a square picture with so many pixels a side."""
-        text = float(self._text())
-        return Work(self._all(Shape(side, side, 1)) - text, text, float(self._vae(side)))
-
-    def _text(self) -> int:
-        prompt_encoder = self._skeleton.prompt_encoder
-        ids = torch.zeros(1, CHUNK_TOKENS + 2, dtype=torch.int64, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            for encoder in prompt_encoder.encoders:
-                output = encoder(ids, output_hidden_states=True)
-                read = output.hidden_states[-prompt_encoder.clip_skip].sum()
-                pooled = output.text_embeds.sum() if encoder is not prompt_encoder.encoders[0] else 0.0
-                (read + pooled).backward()
-        return int(counter.get_total_flops())
-
-    def _vae(self, side: int) -> int:
+        once, twice = (self._trained(Shape(side, side, 1, encoded)) for encoded in (1, 2))
+        text = twice - once
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self._skeleton.vae.encode(torch.zeros(1, 3, side, side, device="meta"))
-        return int(counter.get_total_flops())
+            self._vae.encode(torch.zeros(1, 3, side, side, device="meta"))
+        return Work(once - text, text, float(counter.get_total_flops()))

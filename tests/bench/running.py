@@ -46,11 +46,13 @@ def recipe(work: Path, name: str, model: Path, side: int, *settings: str) -> Con
 
 @contextmanager
 def running(config: Config) -> Iterator[Run]:
-    """Within it the run is open, and has taken its trial step."""
+    """Within it the run is open, has taken its trial step, and has compiled what it is to."""
     distributed = Distributed(config.strategy)
     try:
         with StopSignals() as signals, opened(config, distributed) as opening:
-            yield Run(opening, signals)
+            run = Run(opening, signals)
+            run.warm_up(0)
+            yield run
     finally:
         distributed.close()
 

@@ -22,8 +22,8 @@ RATE = 1e-3
 
 def test_both_loops_have_the_same_losses_step_by_step(tiny_model: Path) -> None:
     config = ModelConfig(path=str(tiny_model))
-    ids = PromptTokenizer(load_tokenizers(config), 75)(["picture number 1", "tag 2"])
-    batch = trial_batch(ids, 64, 64, LatentShape(4, 8))
+    prompts = PromptTokenizer(load_tokenizers(config), 75)(["picture number 1", "tag 2"])
+    batch = trial_batch(prompts, 64, 64, LatentShape(4, 8))
     noise, posterior = torch.randn((2, *batch.noise.shape), generator=torch.Generator().manual_seed(0))
     batch = batch._replace(noise=noise, posterior_noise=posterior, timesteps=torch.tensor([10, 900]))
 
