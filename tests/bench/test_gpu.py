@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.model.assemble import Trainee
+from finetune.model.config import ModelConfig
+from finetune.model.families import load_skeleton
+from finetune.monitor.flops import counted
 from tests.bench import bench_gpu
 from tests.bench.__main__ import BARS
 from tests.bench.bench_gpu import Card, Sizes
 from tests.bench.figure import Figure
+from tests.bench.full_size import Counter
 from tests.twins import TWINS
 
 CPU = torch.device("cpu")
@@ -22,23 +27,44 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bench_gpu, name, value)
 
 
+@pytest.fixture(scope="module")
+def counter(tiny_model: Path) -> Counter:
+    return Counter(ModelConfig(path=str(tiny_model)))
+
+
 def by_name(figures: list[Figure]) -> dict[str, Figure]:
     found = {figure.name: figure for figure in figures}
     assert len(found) == len(figures)
     return found
 
 
-def test_sd15_is_compared_with_products_with_pictures_and_with_a_plain_loop(tiny_model: Path, tmp_path: Path) -> None:
+def test_work_is_told_part_by_part(tiny_model: Path, counter: Counter) -> None:
+    config = ModelConfig(path=str(tiny_model))
+    work, larger = counter.work(64), counter.work(128)
+    whole = counted(Trainee(load_skeleton(config)), channels=4, side=8, encoders=1, chunks=1, encoded=1)
+    assert work.trained == pytest.approx(whole, rel=1e-9)
+    encoder = load_skeleton(config).text_encoders["text_encoder"].config
+    projections = encoder.num_hidden_layers * 2 * 77 * (4 + 2 * 4) * encoder.hidden_size**2
+    attention = encoder.num_hidden_layers * 2 * 2 * 77**2 * encoder.hidden_size
+    assert work.text == pytest.approx(3 * (projections + attention), rel=1e-9)
+    assert work.text == pytest.approx(larger.text, rel=1e-6)
+    assert 4.0 < larger.vae / work.vae < 4.5  # the attention in its middle grows with the square of the area
+
+
+def test_sd15_is_compared_with_products_with_pictures_and_with_a_plain_loop(
+    tiny_model: Path, tmp_path: Path, counter: Counter
+) -> None:
     sizes = Sizes(
         save=lambda family, folder, device: shutil.copytree(tiny_model, folder), product=64, precision="fp32"
     )
     card = Card(tmp_path, CPU, sizes)
+    card._counters["sd15"] = counter
     product = card.product()
     found = by_name(list(card.compared(64, (2,))))
     plain, compiled = (found[f"gpu.sd15_64_latents_{name}_2"].value for name in ("plain", "compiled"))
     live = found["gpu.sd15_64_live_fastest_2"].value
     assert found["gpu.sd15_64_live_vs_latents"].value == pytest.approx(live / max(plain, compiled))
-    flops = card._counter("sd15").work(64).trained
+    flops = counter.work(64).trained
     expected = max(plain, compiled) * flops / (product.value * bench_gpu.TERA)
     assert found["gpu.sd15_64_latents_mfu"].value == pytest.approx(expected)
     assert 0.0 < found["gpu.sd15_64_busy"].value < 1.0
