@@ -24,12 +24,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "read": {"REPEATS": 1, "SHARDS": 1, "SAMPLES": 8},
     "resume": {"REPEATS": 1, "SHARDS": 4, "SAMPLES": 128, "STEP": 3},
     "shuffle": {"SHARDS": 40, "SAMPLES": 50, "BATCH": 16},
-    "step": {"REPEATS": 1, "STEPS": 1, "WAITED_STEPS": 3, "UNCOUNTED": 1},
+    "step": {"REPEATS": 1, "STEPS": 1, "KEPT": 2, "WAITED_STEPS": 3, "UNCOUNTED": 1},
     "strategies": {"REPEATS": 1, "ACCUMULATED": 2, "WIDTH": 16},
     "unequal_work": {"SAMPLES": 20_000, "STEPS": 1},
 }
 """What makes each of them small; `gpu` has its own tests."""
-LONG = ("http", "monitor", "step", "strategies")
+LONG = ("http", "monitor", "resume", "step", "strategies")
 """Those that start runs or other processes."""
 
 
