@@ -12,6 +12,7 @@ from finetune.checkpoint.store import Checkpoint, state_bytes
 from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
 from finetune.control.requests import keep_setting, kept_settings
 from finetune.data.journal import Journal
+from finetune.data.latent_sets import check_vae
 from finetune.data.loader import LatentShape
 from finetune.data.plan import Plan
 from finetune.diffusion.objective import Objective
@@ -25,7 +26,9 @@ from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.live import Live, recalled
 from finetune.model.assemble import Trainee
 from finetune.model.families import load_components
+from finetune.model.graphs import Graphs
 from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.model.vae import encoder_hash
 from finetune.monitor.flops import ModelFlops
 from finetune.monitor.recipe import saved_recipe
 from finetune.optim.optimizers import check_optimizer
@@ -69,6 +72,8 @@ class Parts:
         self.feed.check_prompts(self.tokenizer)
         self.objective = Objective(config.diffusion).to(distributed.device)
         components = load_components(config.model)
+        if config.data.latents:
+            check_vae(self.feed.sources, encoder_hash(components.vae))
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
         self.shapes = parameter_shapes(self.trainee)
@@ -80,6 +85,7 @@ class Parts:
         self.engine = Engine(self.trainee, unfolded, distributed, config.ema, global_batch=batch, saved=saved)
         self.vae = components.vae.to(distributed.device).eval().requires_grad_(False)
         self.pipeline = build_pipeline(components, config.diffusion)
+        self.graphs = Graphs(self.trainee.unet, self.vae.encoder) if config.model.compile else None
 
         self.build(self.phases.at(self.done))
         self.state_bytes = self._trial(self.done)
@@ -181,9 +187,10 @@ class Parts:
         never. Returns the bytes that would be saved. Raises UserError where there is too little memory, or where the
         model gives no finite loss."""
         micro_batch, width, height = self.feed.plan.largest(start)
-        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
+        encoded = self.config.data.latents is not None
+        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
         try:
-            loss = self.step.loss(batch.to(self.distributed.device)).weighted
+            loss = self.step.loss(self.step.prepare(batch)).weighted
             size = state_bytes(self.distributed.rehearse(loss))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(

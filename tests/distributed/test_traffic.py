@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.distributed.forks import Forks
 
 pytestmark = pytest.mark.slow

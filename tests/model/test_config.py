@@ -16,6 +16,7 @@ from finetune.model.config import ModelConfig
         ({"join_chunks": "drop"}, r"model\.join_chunks"),
         ({"pad_chunks": "all"}, r"model\.pad_chunks"),
         ({"attention": "flash"}, r"model\.attention"),
+        ({"compile_buckets": 0}, r"model\.compile_buckets is 0: use 1 or more, or model\.compile=false"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
