@@ -183,7 +183,7 @@ class Parts:
         micro_batch, width, height = self.feed.plan.largest(start)
         batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
         try:
-            loss = self.step.loss(batch.to(self.distributed.device)).weighted
+            loss = self.step.loss(self.step.prepare(batch)).weighted
             size = state_bytes(self.distributed.rehearse(loss))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(

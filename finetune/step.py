@@ -1,6 +1,7 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,21 @@ from finetune.diffusion.objective import Losses, Objective
 from finetune.model.assemble import encode_pixels
 
 
+class Prepared(NamedTuple):
+    """What the forward pass of a micro-batch and its loss need, on the model's device."""
+
+    model_input: Tensor
+    """Noised latents: float32 [m, C, h, w]"""
+    target: Tensor
+    """What the model is to predict: float32 [m, C, h, w]"""
+    timesteps: Tensor
+    """These and all that follows as `Batch` has them."""
+    input_ids: Tensor
+    size_and_crop: Tensor
+    mask: Tensor
+    loss_weights: Tensor
+
+
 class TrainingStep:
     """The loss of a micro-batch, under the precision that the strategy trains in."""
 
@@ -23,30 +39,61 @@ class TrainingStep:
         self._autocast = autocast
         # In fp16 the activations of SDXL's VAE overflow.
         self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
+        self._device = objective.signal.device
+        self._beside = (
+            torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
 
-    def loss(self, batch: Batch) -> Losses:
-        """What a micro-batch costs whose tensors lie on the model's device."""
-        latents, noise = self._latents_and_noise(batch)
-        model_input = self._objective.model_input(latents, noise, batch.perturbation, batch.timesteps)
-        target = self._objective.target(latents, noise, batch.timesteps)
-        prediction = self._predict(model_input, batch)
-        return self._objective.loss(prediction, target, batch.timesteps, batch.mask, batch.loss_weights)
+    def prepare(self, batch: Batch) -> Prepared:
+        """Copy a micro-batch to the device, encode and noise it. Nothing of that depends on what trains: a GPU does it
+        on a stream of its own, beside the passes of micro-batches before it that it still works at."""
+        if self._beside is None:
+            return self._prepared(batch)
+        with torch.cuda.stream(self._beside):
+            prepared = self._prepared(batch)
+        present = torch.cuda.current_stream(self._device)
+        present.wait_stream(self._beside)
+        for tensor in prepared:
+            tensor.record_stream(present)  # or its memory would be given away while the passes still read it
+        return prepared
+
+    def loss(self, prepared: Prepared) -> Losses:
+        """What a micro-batch costs."""
+        prediction = self._predict(prepared.model_input, prepared)
+        return self._objective.loss(
+            prediction, prepared.target, prepared.timesteps, prepared.mask, prepared.loss_weights
+        )
 
     def errors(self, batch: Batch) -> Tensor:
         """Every sample's loss without any weight and without input perturbation, for validation: float32 [m]."""
+        batch = batch.to(self._device)
         latents, noise = self._latents_and_noise(batch)
         target = self._objective.target(latents, noise, batch.timesteps)
         prediction = self._predict(self._objective.add_noise(latents, noise, batch.timesteps), batch)
         return self._objective.errors(prediction, target, batch.timesteps, batch.mask)
+
+    @torch.no_grad()
+    def _prepared(self, batch: Batch) -> Prepared:
+        batch = batch.to(self._device)
+        latents, noise = self._latents_and_noise(batch)
+        return Prepared(
+            self._objective.model_input(latents, noise, batch.perturbation, batch.timesteps),
+            self._objective.target(latents, noise, batch.timesteps),
+            batch.timesteps,
+            batch.input_ids,
+            batch.size_and_crop,
+            batch.mask,
+            batch.loss_weights,
+        )
 
     def _latents_and_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._encoding:
             latents = encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
         return latents, self._objective.offset_noise(latents, batch.noise, batch.offset)
 
-    def _predict(self, model_input: Tensor, batch: Batch) -> Tensor:
+    def _predict(self, model_input: Tensor, given: Batch | Prepared) -> Tensor:
         with self._autocast:
-            prediction: Tensor = self._trainee(model_input, batch.timesteps, batch.input_ids, batch.size_and_crop)
+            prediction: Tensor = self._trainee(model_input, given.timesteps, given.input_ids, given.size_and_crop)
         return prediction
 
 

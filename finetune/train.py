@@ -136,11 +136,12 @@ class Run:
         for i in range(self.distributed.accumulation):
             self.pulse.at(step, "data")
             asked = time.perf_counter()
-            batch = next(batches).to(self.distributed.device)
+            batch = next(batches)
             waited_s += time.perf_counter() - asked
+            prepared = self.parts.step.prepare(batch)
             self.pulse.at(step, "forward")
             with forward:
-                loss = self.parts.step.loss(batch)
+                loss = self.parts.step.loss(prepared)
             self.pulse.at(step, "backward")
             self.distributed.backward(loss.weighted, last=i == self.distributed.accumulation - 1)
             losses.append(Losses(loss.weighted.detach(), loss.by_decile))

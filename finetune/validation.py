@@ -32,7 +32,6 @@ class Ranks(Protocol):
 
     rank: int
     world: int
-    device: torch.device
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
@@ -109,21 +108,19 @@ def validate(
     Raises:
         UserError: none can be read.
     """
-    own = list(outcomes(chosen[ranks.rank :: ranks.world], batches, errors, ranks.device))
+    own = list(outcomes(chosen[ranks.rank :: ranks.world], batches, errors))
     found = [outcome for outcomes in ranks.gather(own) for outcome in outcomes]
     if not found:
         raise UserError("none of the samples held out can be read: check the shards, or set data.held_out to 0")
     return summary(found)
 
 
-def outcomes(
-    chosen: list[Fixed], batches: MicroBatches, errors: Callable[[Batch], Tensor], device: torch.device
-) -> Iterator[Outcome]:
+def outcomes(chosen: list[Fixed], batches: MicroBatches, errors: Callable[[Batch], Tensor]) -> Iterator[Outcome]:
     """The errors of some micro-batches' samples, but of those that cannot be read."""
     for fixed in chosen:
         batch = batches.prepare(WARMED_UP, fixed.micro_batch, fixed.timesteps)
         with torch.no_grad():
-            found = errors(batch.to(device)).tolist()
+            found = errors(batch).tolist()
         unread = {bad.sample for bad in batch.bad}
         aspect = _aspect(batch)
         for sample, decile, error in zip(

@@ -69,7 +69,7 @@ def test_the_model_is_given_what_belongs_together(make: Callable[..., tuple], va
     config = DiffusionConfig(noise=NoiseConfig(offset=0.2, perturbation=0.1))
     step, guess, objective = make(config)
     given = batch()
-    step.loss(given)
+    step.loss(step.prepare(given))
     latents = encoded(vae, given)
     noise = given.noise + 0.2 * given.offset + 0.1 * given.perturbation
     expected = objective.add_noise(latents, noise, given.timesteps)
@@ -93,13 +93,13 @@ def test_the_loss_weighs_and_the_errors_do_not(make: Callable[..., tuple], vae: 
     unperturbed = objective.add_noise(encoded(vae, given), noise, given.timesteps)
     assert torch.allclose(guess.asked[0], unperturbed, atol=1e-6)
     loss = (weights * objective.weight[given.timesteps] * expected).mean()
-    assert step.loss(given).weighted.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert step.loss(step.prepare(given)).weighted.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_gradients_reach_the_model(make: Callable[..., tuple]) -> None:
     step, guess, _ = make(DiffusionConfig(weighting="constant", prediction="epsilon", zero_terminal_snr=False))
     given = batch()
-    step.loss(given).weighted.backward()
+    step.loss(step.prepare(given)).weighted.backward()
     assert guess.answer.grad.item() == pytest.approx(-2 * given.noise.mean().item(), rel=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_the_vae_never_computes_in_fp16(
     step, _, _ = make(DiffusionConfig(), precision)
     seen: list[torch.dtype] = []
     hook = vae.encoder.conv_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    loss = step.loss(batch()).weighted
+    loss = step.loss(step.prepare(batch())).weighted
     hook.remove()
     assert seen == [encoding]
     assert loss.dtype == torch.float32

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from finetune.data.buckets import bucket_sizes
@@ -27,8 +26,6 @@ LARGER = BucketsConfig(resolution_px=96, max_side_px=144, step_px=16)
 
 class Rank:
     """One of several processes, which has the values of all at hand."""
-
-    device = torch.device("cpu")
 
     def __init__(self, rank: int, world: int, values: list[Any]) -> None:
         self.rank, self.world, self._values = rank, world, values

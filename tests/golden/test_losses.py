@@ -1,6 +1,9 @@
 """Losses that a refactor has to reproduce; a change that is meant to alter them says why, and writes them anew with
 
 LONGHAUL_WRITE_GOLDEN=1 .venv/bin/pytest tests/golden
+
+Processors of different makers sum in another order, which a few steps of so small a model turn into several percent of
+a gradient's norm: each maker has losses of its own.
 """
 
 import json
@@ -43,10 +46,18 @@ def test_losses_are_those_of_before(
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
     lines = read_lines(tmp_path / "golden" / "metrics.jsonl")
     found = {key: [line[key] for line in lines] for key in ("loss", "grad_norm")}
-    golden = json.loads(GOLDEN.read_text())
+    golden, maker = json.loads(GOLDEN.read_text()), processor_maker()
     if os.environ.get("LONGHAUL_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps({**golden, name: found}, indent=1) + "\n")
+        golden.setdefault(maker, {})[name] = found
+        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
         return
-    # Other processors sum in another order; anything beyond that is a change.
-    assert found["loss"] == pytest.approx(golden[name]["loss"], rel=1e-4)
-    assert found["grad_norm"] == pytest.approx(golden[name]["grad_norm"], rel=1e-3)
+    if maker not in golden:
+        pytest.skip(f"no losses have been written on a processor of {maker}")
+    # Other models of the same maker sum in another order; anything beyond that is a change.
+    assert found["loss"] == pytest.approx(golden[maker][name]["loss"], rel=1e-4)
+    assert found["grad_norm"] == pytest.approx(golden[maker][name]["grad_norm"], rel=1e-3)
+
+
+def processor_maker() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "unknown")

@@ -67,7 +67,7 @@ class Run:
         ids = PromptTokenizer(load_tokenizers(config), 150).longest(4)
         batch = trial_batch(ids, 128, 64, LatentShape(4, 8))
         noise = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0))
-        self.batch = batch._replace(noise=noise, timesteps=torch.tensor([10, 300, 600, 999])).to(device)
+        self.batch = batch._replace(noise=noise, timesteps=torch.tensor([10, 300, 600, 999]))
 
     def prepare(self) -> nn.Module:
         """Wrap the model with an optimizer that is new; the model to call."""
@@ -84,7 +84,7 @@ class Run:
         )
 
     def backward(self) -> float:
-        loss = self.step.loss(self.batch).weighted
+        loss = self.step.loss(self.step.prepare(self.batch)).weighted
         self.distributed.backward(loss, last=True)
         return loss.item()
 
@@ -160,7 +160,7 @@ def test_a_step_that_is_left_out_leaves_no_trace_on_cuda(tiny_model: Path, strat
     run = Run(tiny_model, Setting(optimizer="adamw", ema=EmaConfig(decay=0.9), strategy=strategy))
     run.losses(2)
     state = run.distributed.state()
-    run.distributed.backward(run.step.loss(run.batch).weighted * spoiled, last=True)
+    run.distributed.backward(run.step.loss(run.step.prepare(run.batch)).weighted * spoiled, last=True)
     assert not torch.isfinite(run.distributed.gradient_norm())
     run.distributed.skip()
     assert_same_state(state, run.distributed.state())
@@ -174,7 +174,7 @@ def test_an_overflow_halves_the_scale_and_nothing_else_on_cuda(tiny_model: Path)
     run = Run(tiny_model, Setting(precision="fp16", optimizer="adamw"))
     run.losses(2)
     before, scale = run.weights(), run.distributed.state()["loss_scale"]["factor"]
-    run.distributed.backward(run.step.loss(run.batch).weighted * float("inf"), last=True)
+    run.distributed.backward(run.step.loss(run.step.prepare(run.batch)).weighted * float("inf"), last=True)
     run.distributed.step([1e-3] * len(run.groups))
     assert run.distributed.state()["loss_scale"]["factor"] == scale / 2
     assert all(torch.equal(weight, before[name]) for name, weight in run.weights().items())
@@ -219,7 +219,7 @@ def test_the_peak_is_that_since_it_was_last_asked_for() -> None:
 
 def test_deciles_and_the_distance_of_the_average_are_those_of_the_cpu(tiny_model: Path) -> None:
     run = Run(tiny_model, Setting(ema=EmaConfig(decay=0.9)))
-    sums, counts = run.step.loss(run.batch).by_decile.cpu()
+    sums, counts = run.step.loss(run.step.prepare(run.batch)).by_decile.cpu()
     assert counts.tolist() == [1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
     assert (sums > 0.0).tolist() == [count > 0 for count in counts.tolist()]
     assert run.distributed.ema_distance() == 0.0

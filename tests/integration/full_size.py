@@ -54,7 +54,8 @@ def main() -> None:
     before = trainee.unet.conv_in.weight.detach().clone()
 
     ids = torch.full((1, 1, CHUNKS, 77), 49407).numpy()
-    loss = step.loss(trial_batch(ids, SIDE_PX, SIDE_PX, LatentShape(4, 8))).weighted
+    batch = trial_batch(ids, SIDE_PX, SIDE_PX, LatentShape(4, 8))
+    loss = step.loss(step.prepare(batch)).weighted
     distributed.backward(loss, last=True)
     norm = distributed.gradient_norm()
     distributed.step(list(engine.rates(phases[0], 0, 1).values()))
