@@ -16,6 +16,8 @@ from finetune.model.config import ModelConfig
         ({"join_chunks": "drop"}, r"model\.join_chunks"),
         ({"pad_chunks": "all"}, r"model\.pad_chunks"),
         ({"attention": "flash"}, r"model\.attention"),
+        ({"gradient_checkpointing": "some"}, r"model\.gradient_checkpointing is 'some': use one of none, all, auto"),
+        ({"gradient_checkpointing": "True"}, r"gradient_checkpointing is true: write all where it was true"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
