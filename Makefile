@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
-# As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs.
-IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+# As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs, and
+# files come in the order of tests/conftest.py.
+IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-faults bench docs docs-serve lint format clean
 .DEFAULT_GOAL := install

@@ -142,6 +142,7 @@ def check(config: Config, world: int) -> None:
         )
     check_cadence(config.export, config.checkpoint.every_steps)
     _check_watchdog(config)
+    _check_compiled(config)
     policies(config)
     unfolded = phases(config)
     for phase in unfolded:
@@ -158,6 +159,12 @@ def _check_watchdog(config: Config) -> None:
             f"health.stall_s is {stall_s:g}: use 0 to watch no rank, or a number above data.cache.alert_after_s "
             f"({told_s:g}) and below strategy.timeout_s ({given_up_s})"
         )
+
+
+def _check_compiled(config: Config) -> None:
+    """What fetches a block's weights when it is called cannot be compiled with it."""
+    if config.model.compile and config.strategy.name == "zero3":
+        raise UserError("model.compile=true cannot be used under strategy=zero3: use strategy=zero2, or leave it out")
 
 
 def _check_samples(samples: SamplesConfig, longest_px: int, diffusion: DiffusionConfig) -> None:

@@ -16,6 +16,7 @@ from finetune.config import Config, defaults, phases, plan_settings, policies, r
 from finetune.control.requests import keep_setting, kept_settings
 from finetune.data.buckets import bucket_sizes
 from finetune.data.journal import Journal
+from finetune.data.latent_sets import check_vae
 from finetune.data.loader import Batch, LatentShape
 from finetune.data.plan import Plan
 from finetune.diffusion.objective import Objective
@@ -27,14 +28,15 @@ from finetune.feed import Batches, Feed
 from finetune.flat import differences, flattened
 from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.live import Live, recalled
-from finetune.memory.activations import Activations
+from finetune.memory.activations import Activations, Size
 from finetune.memory.filling import Filling, OutOfMemory, fill, within_memory
 from finetune.model.assemble import Trainee
 from finetune.model.checkpointing import blocks, checkpoint_blocks
 from finetune.model.families import load_components, load_skeleton
+from finetune.model.graphs import Graphs
 from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.model.vae import encoder_hash
 from finetune.monitor.flops import ModelFlops
-from finetune.monitor.intervals import Shape
 from finetune.monitor.recipe import saved_recipe
 from finetune.optim.optimizers import check_optimizer
 from finetune.phases import Phase, Phases
@@ -77,6 +79,8 @@ class Parts:
         self.feed.check_prompts(self.tokenizer)
         self.objective = Objective(config.diffusion).to(distributed.device)
         components = load_components(config.model)
+        if config.data.latents:
+            check_vae(self.feed.sources, encoder_hash(components.vae))
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
         self.shapes = parameter_shapes(self.trainee)
@@ -88,6 +92,7 @@ class Parts:
         self.engine = Engine(self.trainee, unfolded, distributed, config.ema, global_batch=batch, saved=saved)
         self.vae = components.vae.to(distributed.device).eval().requires_grad_(False)
         self.pipeline = build_pipeline(components, config.diffusion)
+        self.graphs = Graphs(self.trainee.unet, self.vae.encoder) if config.model.compile else None
 
         self.build(self.phases.at(self.done))
         self.state_bytes = self._trial(self.done)
@@ -189,10 +194,9 @@ class Parts:
     def _fill(self, phase: Phase, trained: Collection[str]) -> Filling:
         """Checkpoint as few of the model's blocks as a phase's largest micro-batch leaves memory for."""
         width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
-        ids = self.tokenizer.longest(phase.micro_batch)
+        batch = self._grey(phase.micro_batch, width, height)
         activations = Activations(load_skeleton(self.config.model), trained, self.config.strategy.precision)
-        counted = activations.blocks(phase.micro_batch, Shape(width, height, ids.shape[2]))
-        batch = trial_batch(ids, width, height, self.latents)
+        counted = activations.blocks(Size(phase.micro_batch, width, height, self.tokenizer.max_chunks))
         return fill(
             self.distributed,
             self.distributed.device,
@@ -209,7 +213,7 @@ class Parts:
         micro_batch, width, height = self.feed.plan.largest(start)
         if self.filling:  # for this phase's pictures, which may be smaller
             checkpoint_blocks(self.trainee, blocks(self.trainee))
-        found = self._rehearsed(trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents))
+        found = self._rehearsed(self._grey(micro_batch, width, height))
         if self.filling:
             checkpoint_blocks(self.trainee, self.filling.checkpointed)
         if found is None:
@@ -222,6 +226,11 @@ class Parts:
         if not torch.isfinite(loss):
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
         return size
+
+    def _grey(self, micro_batch: int, width: int, height: int) -> Batch:
+        """The largest micro-batch of a size in pixels, of which nothing is read."""
+        encoded = self.config.data.latents is not None
+        return trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
 
     def _rehearsed(self, batch: Batch) -> tuple[Tensor, int] | None:
         """The loss of a step that is forgotten, and the bytes that would be saved after it; None where it does not fit

@@ -1,17 +1,14 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.loader import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
-from finetune.model.assemble import encode_pixels
+from finetune.model.vae import draw_latents, encode_pixels, encoding_precision
 
 
 class Prepared(NamedTuple):
@@ -24,6 +21,7 @@ class Prepared(NamedTuple):
     timesteps: Tensor
     """These and all that follows as `Batch` has them."""
     input_ids: Tensor
+    chunk_rows: Tensor
     size_and_crop: Tensor
     mask: Tensor
     loss_weights: Tensor
@@ -37,8 +35,7 @@ class TrainingStep:
         self._vae = vae
         self._objective = objective
         self._autocast = autocast
-        # In fp16 the activations of SDXL's VAE overflow.
-        self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
+        self._encoding = encoding_precision(autocast)
         self._device = objective.signal.device
         self._beside = (
             torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -81,31 +78,46 @@ class TrainingStep:
             self._objective.target(latents, noise, batch.timesteps),
             batch.timesteps,
             batch.input_ids,
+            batch.chunk_rows,
             batch.size_and_crop,
             batch.mask,
             batch.loss_weights,
         )
 
     def _latents_and_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._encoding:
-            latents = encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
+        latents = self._latents(batch)
         return latents, self._objective.offset_noise(latents, batch.noise, batch.offset)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.moments is not None:
+            return draw_latents(self._vae, batch.moments, batch.posterior_noise)
+        assert batch.pixels is not None
+        with self._encoding:
+            return encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
 
     def _predict(self, model_input: Tensor, given: Batch | Prepared) -> Tensor:
         with self._autocast:
-            prediction: Tensor = self._trainee(model_input, given.timesteps, given.input_ids, given.size_and_crop)
+            prediction: Tensor = self._trainee(
+                model_input, given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop
+            )
         return prediction
 
 
-def trial_batch(input_ids: npt.NDArray[np.int64], width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the token ids given (int64 [m, encoders, chunks, 77]); for
-    trying out whether it fits."""
-    size = len(input_ids)
+def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape, *, encoded: bool = False) -> Batch:
+    """A micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits.
+
+    Args:
+        encoded: whether it has moments in place of grey pixels.
+    """
+    size = len(chunks.chunk_rows)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
+    moments = torch.zeros(size, 2 * channels, *latent_size, dtype=torch.float16)
     return Batch(
-        pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
-        input_ids=torch.from_numpy(input_ids),
+        size=(width, height),
+        pixels=None if encoded else torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        moments=moments if encoded else None,
+        **chunks._asdict(),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),
         mask=torch.ones(size, 1, *latent_size),

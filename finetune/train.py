@@ -25,6 +25,7 @@ from finetune.recovery import Recovery
 from finetune.saving import Saving
 from finetune.steering import Orders, Steering
 from finetune.stopwatch import Stopwatch, take_memory_peak
+from finetune.warmup import warm_up
 
 AGAIN = "start the same command again to go on"
 
@@ -68,6 +69,7 @@ class Run:
     def fit(self) -> None:
         """Train to the run's end, stretch by stretch: at the borders between them the data or the phase may change."""
         step = self.parts.done
+        self.warm_up(step)
         if not self.parts.looked:
             with self.interval.spending("sampling"):
                 self.look(step)
@@ -192,6 +194,12 @@ class Run:
             self.distributed.load_state(*checkpoint.ranks)
         if self.watch and step == self.parts.phases.span(number).start:
             self.watch.phase(step, number, phase.facts, changed=True)
+        self.warm_up(step)
+
+    def warm_up(self, step: int) -> None:
+        """Compile for what is trained from a step on; the time that takes is no interval's."""
+        warm_up(self.parts, self.watch, self.pulse, step)
+        self.interval = Interval()
 
     def metrics(self, step: int, loss: float, grad_norm: float, rates: dict[str, float]) -> Values:
         """The line of metrics.jsonl of a step counted from 0, but for its times."""

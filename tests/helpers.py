@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
 from finetune.data.index import Index
+from finetune.data.loader import Chunks
 from finetune.data.plan import MicroBatch
 from finetune.data.prepare import DataSet
 from finetune.data.prompts.length import TokenLimit
@@ -20,14 +22,20 @@ class Letters:
 
     max_tokens = 75
 
-    def __call__(self, prompts: list[str]) -> np.ndarray:
-        """The letters of prompts: int64 [prompts, 1, 1, 77]."""
+    def __call__(self, prompts: list[str]) -> Chunks:
+        """The letters of prompts, each in a chunk."""
         rows = [[ord(c) for c in p.ljust(77)[:77]] for p in prompts]
-        return np.array(rows, dtype=np.int64)[:, None, None]
+        return Chunks(torch.tensor(rows)[:, None], torch.arange(len(rows))[:, None])
 
     def count(self, text: str) -> int:
         """Every word is a token."""
         return len(text.split())
+
+
+def blank(prompts: int, chunks: int = 1, encoders: int = 1) -> Chunks:
+    """Prompts of zeros, none of whose chunks is shared."""
+    rows = torch.arange(prompts * chunks).view(prompts, chunks)
+    return Chunks(torch.zeros(rows.numel(), encoders, 77, dtype=torch.int64), rows)
 
 
 WORDS = TokenLimit(Letters().count, Letters.max_tokens)

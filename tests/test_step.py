@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 from finetune.data.loader import Batch, LatentShape
 from finetune.diffusion.config import DiffusionConfig, NoiseConfig
 from finetune.diffusion.objective import Objective
+from finetune.model.vae import pixel_moments
 from finetune.step import TrainingStep, trial_batch
+from tests.helpers import blank
 
 LATENTS = LatentShape(channels=4, factor=2)
 
@@ -38,7 +39,7 @@ def vae() -> AutoencoderKL:
 
 def batch(**fields: Tensor) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    trial = trial_batch(np.zeros((3, 1, 2, 77), dtype=np.int64), 12, 8, LATENTS)
+    trial = trial_batch(blank(3, 2), 12, 8, LATENTS)
     return trial._replace(
         pixels=torch.randint(0, 256, (3, 3, 8, 12), generator=generator, dtype=torch.uint8),
         timesteps=torch.tensor([10, 500, 999]),
@@ -74,7 +75,8 @@ def test_the_model_is_given_what_belongs_together(make: Callable[..., tuple], va
     noise = given.noise + 0.2 * given.offset + 0.1 * given.perturbation
     expected = objective.add_noise(latents, noise, given.timesteps)
     assert torch.allclose(guess.asked[0], expected, atol=1e-6)
-    for asked, field in zip(guess.asked[1:], (given.timesteps, given.input_ids, given.size_and_crop), strict=True):
+    told = (given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop)
+    for asked, field in zip(guess.asked[1:], told, strict=True):
         assert asked is field
 
 
@@ -119,11 +121,35 @@ def test_the_vae_never_computes_in_fp16(
     assert loss.dtype == torch.float32
 
 
+def test_latents_are_drawn_from_moments_where_there_are_such(make: Callable[..., tuple], vae: AutoencoderKL) -> None:
+    config = DiffusionConfig()
+    pictures = batch(posterior_noise=torch.randn(3, 4, 4, 6, generator=torch.Generator().manual_seed(2)))
+    assert pictures.pixels is not None
+    moments = pictures._replace(pixels=None, moments=pixel_moments(vae, pictures.pixels))
+    step, _, _ = make(config)
+    for one, other in zip(step.prepare(pictures), step.prepare(moments), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(step.errors(pictures), step.errors(moments))
+    coarse, _, _ = make(config, torch.bfloat16)
+    for one, other in zip(coarse.prepare(moments), step.prepare(moments), strict=True):
+        assert torch.equal(one, other)  # in whatever precision the model trains
+
+
 def test_a_trial_batch_has_the_shapes_of_a_real_one() -> None:
-    trial = trial_batch(np.zeros((3, 2, 7, 77), dtype=np.int64), 24, 16, LatentShape(4, 8))
+    trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8))
     assert trial.pixels.shape == (3, 3, 16, 24)
-    assert trial.input_ids.shape == (3, 2, 7, 77)
+    assert (trial.input_ids.shape, trial.chunk_rows.shape) == ((21, 2, 77), (3, 7))
     assert trial.noise.shape == trial.perturbation.shape == trial.posterior_noise.shape == (3, 4, 2, 3)
     assert trial.offset.shape == (3, 4, 1, 1)
     assert trial.mask.shape == (3, 1, 2, 3)
     assert trial.size_and_crop.tolist() == [[16, 24, 0, 0, 16, 24]] * 3
+    assert trial.size == (24, 16)
+    assert trial.moments is None
+
+
+def test_a_trial_batch_of_latents_has_no_pixels() -> None:
+    trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8), encoded=True)
+    assert trial.pixels is None
+    assert trial.moments is not None
+    assert trial.moments.shape == (3, 8, 2, 3)
+    assert trial.size == (24, 16)

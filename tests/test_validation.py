@@ -55,7 +55,7 @@ def by_sample(chosen: list[Fixed]) -> dict[int, int]:
 
 def errors(batch: Batch) -> Tensor:
     """Stands in for the model: depends on pixels, prompt, noise and timestep."""
-    told = batch.pixels.float().mean(dim=(1, 2, 3)) + batch.input_ids.float().mean(dim=(1, 2, 3))
+    told = batch.pixels.float().mean(dim=(1, 2, 3)) + batch.input_ids.float().mean(dim=(1, 2))
     return told * batch.noise.square().mean(dim=(1, 2, 3)) + batch.timesteps
 
 

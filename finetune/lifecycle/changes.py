@@ -25,7 +25,7 @@ SAFE = (
     "strategy.threads",
     "model.gradient_checkpointing",
     "model.attention",
-    "model.compile",
+    "model.compile*",
     "ema.device",
     # Where the same data lies, which its fingerprint tells, and how it is read.
     "data.shards",
@@ -40,6 +40,10 @@ SAFE = (
     "data.sources.*.overlay.*",
 )
 """Patterns of the settings that may change between two starts of a run."""
+
+
+MOVABLE = ("data.latents",)
+"""Settings that may name another place, but must not be set or left out where they were not."""
 
 
 def is_safe(name: str) -> bool:
@@ -68,7 +72,8 @@ def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> Chan
     Raises:
         UserError: there are such, and the user does not accept them; with a list.
     """
-    unsafe = {name: change for name, change in changes.items() if not is_safe(name)}
+    moved = {name for name in MOVABLE if None not in changes.get(name, (None,))}
+    unsafe = {name: change for name, change in changes.items() if not is_safe(name) and name not in moved}
     if unsafe and not accepted:
         raise UserError(
             f"the recipe has changed in what it trains since {checkpoint} was saved: put it back, or go on like this "

@@ -14,13 +14,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.memory.live import LiveBytes
 from finetune.memory.on_cuda import Autocast, FlashAttention
-from finetune.model.assemble import Trainee, encode_pixels
+from finetune.model.assemble import Trainee
 from finetune.model.checkpointing import FUNCTION, blocks, checkpoint_blocks
 from finetune.model.config import CHUNK_TOKENS
 from finetune.model.families import Components
-from finetune.monitor.intervals import Shape
+from finetune.model.vae import encode_pixels
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Size(NamedTuple):
+    """Of a micro-batch of which no chunk of a prompt is another's."""
+
+    samples: int
+    width: int
+    """Pixels, like the height."""
+    height: int
+    chunks: int
+    """Of 75 tokens, in every prompt."""
 
 
 class Block(NamedTuple):
@@ -56,28 +67,28 @@ class Activations:
         self.block_names = list(blocks(self._trainee))
         """Of all that can be checkpointed."""
 
-    def training(self, micro_batch: int, shape: Shape, checkpointed: Collection[str] = ()) -> int:
+    def training(self, size: Size, checkpointed: Collection[str] = ()) -> int:
         """The most bytes at a time in the forward and backward pass, whose gradients are added to others."""
         checkpoint_blocks(self._trainee, checkpointed, _checkpoint)
         with self._counting() as live:
-            torch.autograd.backward([self._forward(micro_batch, shape).float().square().mean()])
+            torch.autograd.backward([self._forward(size).float().square().mean()])
         return live.peak
 
-    def encoding(self, micro_batch: int, shape: Shape) -> int:
+    def encoding(self, size: Size) -> int:
         """The most bytes at a time while the VAE encodes."""
         with self._counting() as live, self._encoding:
-            pixels = torch.empty(micro_batch, 3, shape.height, shape.width, dtype=torch.uint8)
-            encode_pixels(self._vae, pixels, torch.empty(self._latents(micro_batch, shape)))
+            pixels = torch.empty(size.samples, 3, size.height, size.width, dtype=torch.uint8)
+            encode_pixels(self._vae, pixels, torch.empty(self._latents(size)))
         return live.peak
 
-    def blocks(self, micro_batch: int, shape: Shape) -> list[Block]:
+    def blocks(self, size: Size) -> list[Block]:
         """All that can be checkpointed, with what comes of not doing it."""
         found = {name: Block(name, 0, 0) for name in self.block_names}
         checkpoint_blocks(self._trainee, self.block_names)
         with self._counting() as live, FlopCounterMode(display=False) as flops:
             for name, block in blocks(self._trainee).items():
                 setattr(block, FUNCTION, partial(_measured, found, name, live, flops))
-            self._forward(micro_batch, shape)
+            self._forward(size)
         return list(found.values())
 
     @contextmanager
@@ -88,16 +99,16 @@ class Activations:
         with LiveBytes([*known, *gradients]) as live, FlashAttention(), torch.device("meta"):
             yield live
 
-    def _forward(self, micro_batch: int, shape: Shape) -> Tensor:
-        ids = torch.zeros(micro_batch, self._encoders, shape.chunks, CHUNK_TOKENS + 2, dtype=torch.int64)
-        timesteps, size_and_crop = (torch.zeros(micro_batch, *more, dtype=torch.int64) for more in ((), (6,)))
+    def _forward(self, size: Size) -> Tensor:
+        samples, chunks = size.samples, size.chunks
+        told = [(samples,), (samples * chunks, self._encoders, CHUNK_TOKENS + 2), (samples, chunks), (samples, 6)]
+        inputs = [torch.empty(each, dtype=torch.int64) for each in told]
         with self._autocast:
-            latents = torch.empty(self._latents(micro_batch, shape))
-            prediction: Tensor = self._trainee(latents, timesteps, ids, size_and_crop)
+            prediction: Tensor = self._trainee(torch.empty(self._latents(size)), *inputs)
         return prediction
 
-    def _latents(self, micro_batch: int, shape: Shape) -> tuple[int, int, int, int]:
-        return micro_batch, self._channels, shape.height // self._factor, shape.width // self._factor
+    def _latents(self, size: Size) -> tuple[int, int, int, int]:
+        return size.samples, self._channels, size.height // self._factor, size.width // self._factor
 
 
 def _checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from finetune.model.families import Components
@@ -36,31 +34,20 @@ class Trainee(nn.Module):
         for text_encoder in self._encode.encoders:
             text_encoder.train(any(parameter.requires_grad for parameter in text_encoder.parameters()))
 
-    def forward(self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, size_and_crop: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, chunk_rows: Tensor, size_and_crop: Tensor
+    ) -> Tensor:
         """Predict what the model was trained to predict, [B, C, h, w].
 
         Args:
             latents: noised, [B, C, h, w].
             timesteps: int64 [B].
-            input_ids: int64 [B, encoders, chunks, 77].
+            input_ids: int64 [R, encoders, 77], the chunks that prompts consist of.
+            chunk_rows: int64 [B, chunks], the row in which each chunk of a prompt stands.
             size_and_crop: int64 [B, 6] of original height and width, top and left of the crop, height and width of the
                 bucket in pixels, which SDXL is told (arXiv 2307.01952, section 2.2).
         """
-        states, pooled = self._encode(input_ids)
+        states, pooled = self._encode(input_ids, chunk_rows)
         told = None if pooled is None else {"text_embeds": pooled, "time_ids": size_and_crop.float()}
         prediction: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=told).sample
         return prediction
-
-
-@torch.no_grad()
-def encode_pixels(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Draw scaled latents from the VAE's posterior with the noise given.
-
-    Args:
-        pixels: uint8 [B, 3, H, W].
-        noise: standard normal [B, C, H/f, W/f], f the VAE's factor.
-    """
-    images = pixels.contiguous().float() / 127.5 - 1.0
-    posterior = vae.encode(images).latent_dist
-    latents: Tensor = (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
-    return latents

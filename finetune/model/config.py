@@ -43,7 +43,11 @@ class ModelConfig:
     attention: str = "sdpa"
     """sdpa (torch) or xformers (needs a GPU and the `gpu` extra)."""
     compile: bool = False
-    """Compile the UNet (torch.compile): faster steps after minutes of compiling, some anew where shapes change."""
+    """Compile the blocks of the UNet and of the VAE's encoder (torch.compile): faster steps after minutes of compiling
+    at the start, which a cache on the disk makes short when the run is started again."""
+    compile_buckets: int = 8
+    """With compile: so many buckets, those with the most micro-batches in a phase, are compiled for. The others train
+    without it."""
 
     def __post_init__(self) -> None:
         if self.config is not None and not self.is_single_file:
@@ -55,6 +59,8 @@ class ModelConfig:
             raise UserError(f"model.clip_skip is {self.clip_skip}: use 1 (the last layer) or more")
         if self.max_tokens < CHUNK_TOKENS or self.max_tokens % CHUNK_TOKENS:
             raise UserError(f"model.max_tokens is {self.max_tokens}: use a positive multiple of {CHUNK_TOKENS}")
+        if self.compile_buckets < 1:
+            raise UserError(f"model.compile_buckets is {self.compile_buckets}: use 1 or more, or model.compile=false")
         check_choice("model.join_chunks", self.join_chunks, JOIN_CHUNKS)
         check_choice("model.pad_chunks", self.pad_chunks, PAD_CHUNKS)
         if self.gradient_checkpointing.lower() in ("true", "false"):

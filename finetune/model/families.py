@@ -15,6 +15,7 @@ from finetune.model.config import ModelConfig
 from finetune.model.parts import layout, load_module
 from finetune.model.single_file import empty_parts, load_single_file
 from finetune.model.text import PromptEncoder, load_tokenizers
+from finetune.model.vae import vae_factor
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 PARTS: Mapping[str, type[nn.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **TEXT_ENCODERS}
@@ -44,7 +45,7 @@ class Components:
     @property
     def vae_factor(self) -> int:
         """How many pixels one latent spans."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return vae_factor(self.vae)
 
     @property
     def latent_channels(self) -> int:
@@ -131,5 +132,3 @@ def _prepare(config: ModelConfig, components: Components) -> None:
                 "model.attention is xformers, which needs a CUDA GPU and `pip install 'longhaul[gpu]'`: "
                 "install it or use model.attention=sdpa"
             ) from error
-    if config.compile:
-        unet.compile()  # in place: parameters keep their names

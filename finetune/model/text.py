@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from finetune.data.loader import Chunks
 from finetune.errors import UserError
 from finetune.model.config import CHUNK_TOKENS, ModelConfig
 from finetune.model.parts import has_part, load_part
@@ -54,30 +54,26 @@ class PromptTokenizer:
 
     def __init__(self, tokenizers: Sequence[CLIPTokenizer], max_tokens: int, pad_chunks: str = "needed") -> None:
         self._tokenizer = tokenizers[0]
-        self._pads = np.array([tokenizer.pad_token_id for tokenizer in tokenizers])
+        self._pads = torch.tensor([tokenizer.pad_token_id for tokenizer in tokenizers])
         self.max_tokens = max_tokens
         self.max_chunks = max_tokens // CHUNK_TOKENS
         self._min_chunks = self.max_chunks if pad_chunks == "longest" else 1
 
-    def __call__(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Token ids of all prompts: int64 [prompts, encoders, chunks, 77], with as many chunks as the longest one needs
-        or always the most.
+    def __call__(self, prompts: Sequence[str]) -> Chunks:
+        """The chunks of all prompts, as many as the longest one needs or always the most; shorter ones are filled up
+        with the empty chunk, which stands behind all others.
 
         What a prompt has beyond `max_tokens` is cut.
         """
-        encoded = [self._ids(prompt) for prompt in prompts]
-        longest = max((len(ids) for ids in encoded), default=0)
-        chunks = min(max(self._min_chunks, -(-longest // CHUNK_TOKENS)), self.max_chunks)
-        return np.stack([self._in_chunks(ids, chunks) for ids in encoded])
+        return self._in_chunks([self._ids(prompt)[: self.max_tokens] for prompt in prompts])
 
     def count(self, text: str) -> int:
         """Tokens of a text, without those that begin and end it."""
         return len(self._ids(text))
 
-    def longest(self, prompts: int) -> npt.NDArray[np.int64]:
-        """The most tokens that a micro-batch can hold: int64 [prompts, encoders, max_chunks, 77]."""
-        ids = [self._tokenizer.eos_token_id] * (self.max_chunks * CHUNK_TOKENS)
-        return np.repeat(self._in_chunks(ids, self.max_chunks)[None], prompts, axis=0)
+    def longest(self, prompts: int) -> Chunks:
+        """The most chunks that a micro-batch can hold, none of them shared."""
+        return self._in_chunks([[self._tokenizer.eos_token_id] * self.max_tokens] * prompts)
 
     def _ids(self, text: str) -> list[int]:
         # Where a text writes <|endoftext|>, or the "!" with which OpenCLIP pads, it is words like others.
@@ -85,15 +81,22 @@ class PromptTokenizer:
         ids: list[int] = found["input_ids"]
         return ids
 
-    def _in_chunks(self, ids: list[int], chunks: int) -> npt.NDArray[np.int64]:
-        rows = np.empty((len(self._pads), chunks, CHUNK_TOKENS + 2), dtype=np.int64)
-        rows[:] = self._pads[:, None, None]
-        rows[:, :, 0] = self._tokenizer.bos_token_id
-        for i in range(chunks):
-            part = ids[i * CHUNK_TOKENS : (i + 1) * CHUNK_TOKENS]
-            rows[:, i, 1 : 1 + len(part)] = part
-            rows[:, i, 1 + len(part)] = self._tokenizer.eos_token_id
-        return rows
+    def _in_chunks(self, prompts: Sequence[list[int]]) -> Chunks:
+        own = [[ids[i : i + CHUNK_TOKENS] for i in range(0, max(len(ids), 1), CHUNK_TOKENS)] for ids in prompts]
+        parts = [part for prompt in own for part in prompt]
+        counts = np.array([len(prompt) for prompt in own])
+        rows = np.full((len(own), max(self._min_chunks, counts.max())), len(parts))
+        filled = np.arange(rows.shape[1]) < counts[:, None]
+        rows[filled] = np.arange(len(parts))
+        if not filled.all():
+            parts.append([])
+        return Chunks(torch.stack([self._chunk(part) for part in parts]), torch.from_numpy(rows))
+
+    def _chunk(self, ids: list[int]) -> Tensor:
+        """int64 [encoders, 77]"""
+        chunk = self._pads[:, None].repeat(1, CHUNK_TOKENS + 2)
+        chunk[:, : len(ids) + 2] = torch.tensor([self._tokenizer.bos_token_id, *ids, self._tokenizer.eos_token_id])
+        return chunk
 
 
 class Conditioning(NamedTuple):
@@ -120,18 +123,17 @@ class PromptEncoder:
         self.clip_skip = clip_skip
         self._trim = join_chunks == "trim"
 
-    def __call__(self, input_ids: Tensor) -> Conditioning:
-        """Encode token ids int64 [B, encoders, chunks, 77]."""
-        batch, _, chunks, length = input_ids.shape
+    def __call__(self, input_ids: Tensor, chunk_rows: Tensor) -> Conditioning:
+        """Encode `Chunks` on the encoders' device."""
         outputs = [
-            encoder(ids.reshape(batch * chunks, length), output_hidden_states=True)
+            encoder(ids, output_hidden_states=True)
             for encoder, ids in zip(self.encoders, input_ids.unbind(1), strict=True)
         ]
         states = [output.hidden_states[-self.clip_skip] for output in outputs]
         if len(self.encoders) == 1:
-            return Conditioning(self._joined(self.encoders[0].final_layer_norm(states[0]), chunks), None)
-        pooled = outputs[-1].text_embeds.view(batch, chunks, -1)[:, 0]
-        return Conditioning(self._joined(torch.cat(states, dim=-1), chunks), pooled)
+            return Conditioning(self._joined(self.encoders[0].final_layer_norm(states[0])[chunk_rows]), None)
+        pooled = outputs[-1].text_embeds[chunk_rows[:, 0]]
+        return Conditioning(self._joined(torch.cat(states, dim=-1)[chunk_rows]), pooled)
 
     def unused(self) -> Iterator[nn.Module]:
         """What gets no gradient: optimizers that wait for every parameter's gradient would wait for ever.
@@ -144,8 +146,8 @@ class PromptEncoder:
         if len(self.encoders) > 1:
             yield first.final_layer_norm
 
-    def _joined(self, states: Tensor, chunks: int) -> Tensor:
-        states = states.view(-1, chunks, *states.shape[1:])  # [B, n, 77, D]
+    def _joined(self, states: Tensor) -> Tensor:
+        """Of [B, n, 77, D]."""
         if not self._trim:
             return states.flatten(1, 2)  # [B, 77n, D]
         inner = states[:, :, 1:-1].flatten(1, 2)  # [B, 75n, D]

@@ -76,31 +76,36 @@ class ModelFlops:
     def __call__(self, shape: Shape) -> float:
         """Of a sample. Exact where its latents' sides can be halved on all levels of the UNet."""
         height, width = shape.height // self._latents.factor, shape.width // self._latents.factor
-        return float(_terms(height * width, shape.chunks) @ self._coefficients)
+        return float(_terms(height * width, shape.chunks, shape.encoded) @ self._coefficients)
 
     @cached_property
     def _coefficients(self) -> npt.NDArray[np.float64]:
-        """The work is a polynomial of the latents' area and the prompt's chunks, which five counts determine:
+        """The work is a polynomial of the latents' area and the prompt's chunks, which six counts determine:
         convolutions and projections grow with the area, self-attention with its square, cross-attention with area times
-        chunks, and the text encoders with the chunks."""
+        chunks, what it reads of the prompt with the chunks, and the text encoders with those that are encoded."""
         skeleton = load_skeleton(self._config)
         trainee = Trainee(skeleton)
         trainee.train_only(self._trained)
         side = 2 ** len(skeleton.unet.config.block_out_channels)
-        tried = [(side, 1), (side, 2), (2 * side, 1), (2 * side, 2), (3 * side, 1)]
+        tried = [(side, 1, 1), (side, 2, 1), (side, 2, 2), (2 * side, 1, 1), (2 * side, 2, 1), (3 * side, 1, 1)]
         encoders = len(skeleton.text_encoders)
-        counts = [counted(trainee, self._latents.channels, each, encoders, chunks) for each, chunks in tried]
-        return np.linalg.solve(np.stack([_terms(each * each, chunks) for each, chunks in tried]), counts)
+        counts = [counted(trainee, self._latents.channels, each, encoders, *chunks) for each, *chunks in tried]
+        return np.linalg.solve(np.stack([_terms(each * each, *chunks) for each, *chunks in tried]), counts)
 
 
-def counted(trainee: Trainee, channels: int, side: int, encoders: int, chunks: int) -> int:
-    """FLOPs of a sample with square latents, counted where the model lies."""
+def counted(trainee: Trainee, channels: int, side: int, encoders: int, chunks: int, encoded: int) -> int:
+    """FLOPs of a sample with square latents, counted where the model lies.
+
+    Args:
+        encoded: how many of the prompt's chunks differ from others.
+    """
     device = next(trainee.parameters()).device
     with FlopCounterMode(display=False) as counter:
         prediction = trainee(
             torch.zeros(1, channels, side, side, device=device),
             torch.zeros(1, dtype=torch.int64, device=device),
-            torch.zeros(1, encoders, chunks, CHUNK_TOKENS + 2, dtype=torch.int64, device=device),
+            torch.zeros(encoded, encoders, CHUNK_TOKENS + 2, dtype=torch.int64, device=device),
+            torch.arange(chunks, device=device).clamp(max=encoded - 1)[None],
             torch.zeros(1, 6, dtype=torch.int64, device=device),
         )
         prediction.sum().backward()
@@ -119,5 +124,5 @@ def utilisation(intervals: Sequence[Interval], flops: ModelFlops, peak: float | 
     return work / (sum(sum(one.step_s) for one in intervals) * peak)
 
 
-def _terms(area: int, chunks: int) -> npt.NDArray[np.float64]:
-    return np.array([1.0, area, area**2, area * chunks, chunks], dtype=np.float64)
+def _terms(area: int, chunks: int, encoded: float) -> npt.NDArray[np.float64]:
+    return np.array([1.0, area, area**2, area * chunks, chunks, encoded], dtype=np.float64)

@@ -35,6 +35,8 @@ class Shape(NamedTuple):
     height: int
     chunks: int
     """Of 75 tokens, in every prompt."""
+    encoded: float
+    """Chunks for each prompt that text encoders read; one that fills up prompts is read but once for all of them."""
 
 
 @dataclass
@@ -73,8 +75,8 @@ class Interval:
 
     def take(self, batch: Batch) -> None:
         """Count a micro-batch that is trained."""
-        height, width = batch.pixels.shape[-2:]
-        self.samples[Shape(width, height, batch.input_ids.shape[2])] += len(batch.facts)
+        encoded = len(batch.input_ids) / len(batch.chunk_rows)
+        self.samples[Shape(*batch.size, batch.chunk_rows.shape[1], encoded)] += len(batch.facts)
         for one in batch.facts:
             self.tokens[one.tokens] += 1
             self.tags += one.tags + one.dropped_tags

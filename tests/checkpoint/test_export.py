@@ -140,8 +140,8 @@ def test_the_pipeline_reads_prompts_as_they_were_trained(
 ) -> None:
     trained = loaded(twin, clip_skip=clip_skip)
     prompts = ["picture number 3", "", "tag 7, tag 12"]
-    ids = torch.from_numpy(PromptTokenizer(trained.tokenizers, 75)(prompts))
-    states, pooled = trained.prompt_encoder(ids)
+    chunks = PromptTokenizer(trained.tokenizers, 75)(prompts)
+    states, pooled = trained.prompt_encoder(*chunks)
     sdxl = twin == tiny_sdxl
     given = {"clip_skip": clip_skip - 2} if sdxl and clip_skip else {}
     pipeline = opened(exported(twin, tmp_path, clip_skip))
@@ -152,7 +152,7 @@ def test_the_pipeline_reads_prompts_as_they_were_trained(
     if sdxl:
         assert torch.allclose(found[2], pooled, atol=1e-5)
         # What leads away is read from the penultimate layer always, and nothing given is an empty prompt.
-        penultimate = loaded(twin).prompt_encoder(ids)
+        penultimate = loaded(twin).prompt_encoder(*chunks)
         assert torch.allclose(found[1], penultimate.states[1].expand_as(found[1]), atol=1e-5)
         assert torch.allclose(found[3], penultimate.pooled[1].expand_as(found[3]), atol=1e-5)
     else:
@@ -292,8 +292,8 @@ def test_the_single_file_of_sdxl_needs_the_clip_skip_that_the_docs_say(
     file = export_file(trained, DiffusionConfig(), tmp_path / "model.safetensors", about=ABOUT)
     pipeline = StableDiffusionXLPipeline.from_single_file(str(file), config=str(tiny_sdxl))
     found = pipeline.encode_prompt("picture 3", do_classifier_free_guidance=False, clip_skip=clip_skip - 2)
-    ids = torch.from_numpy(PromptTokenizer(trained.tokenizers, 75)(["picture 3"]))
-    assert torch.allclose(found[0], trained.prompt_encoder(ids).states, atol=1e-5)
+    chunks = PromptTokenizer(trained.tokenizers, 75)(["picture 3"])
+    assert torch.allclose(found[0], trained.prompt_encoder(*chunks).states, atol=1e-5)
 
 
 def test_what_the_docs_say_samples_the_single_file_as_it_was_trained(

@@ -64,8 +64,8 @@ class Run:
         vae = components.vae.to(device).requires_grad_(False)
         objective = Objective(DiffusionConfig(weighting="constant")).to(device)
         self.step = TrainingStep(model, vae, objective, self.distributed.autocast())
-        ids = PromptTokenizer(load_tokenizers(config), 150).longest(4)
-        batch = trial_batch(ids, 128, 64, LatentShape(4, 8))
+        prompts = PromptTokenizer(load_tokenizers(config), 150).longest(4)
+        batch = trial_batch(prompts, 128, 64, LatentShape(4, 8))
         noise = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0))
         self.batch = batch._replace(noise=noise, timesteps=torch.tensor([10, 300, 600, 999]))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from finetune.data.config import BucketsConfig
-from finetune.data.loader import LatentShape
+from finetune.data.loader import Chunks, LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
@@ -53,8 +53,8 @@ def main() -> None:
     step = TrainingStep(engine.build(phases[0]), vae, Objective(DiffusionConfig()), distributed.autocast())
     before = trainee.unet.conv_in.weight.detach().clone()
 
-    ids = torch.full((1, 1, CHUNKS, 77), 49407).numpy()
-    batch = trial_batch(ids, SIDE_PX, SIDE_PX, LatentShape(4, 8))
+    prompt = Chunks(torch.full((CHUNKS, 1, 77), 49407), torch.arange(CHUNKS)[None])
+    batch = trial_batch(prompt, SIDE_PX, SIDE_PX, LatentShape(4, 8))
     loss = step.loss(step.prepare(batch)).weighted
     distributed.backward(loss, last=True)
     norm = distributed.gradient_norm()

@@ -20,6 +20,7 @@ DECIDES = (
     *("model.path", "model.config", "model.clip_skip", "model.max_tokens", "model.join_chunks", "model.pad_chunks"),
     *("data.sources", "data.sources.*.repeats", "data.sources.*.captions", "data.sources.*.loss_weight", "data.text"),
     *("data.window_shards", "data.flip", "data.random_crop", "data.background", "data.mask", "data.held_out"),
+    "data.latents",
     *("data.buckets.*", "ema.decay", "ema.warmup", "ema.every_steps"),
 )
 """What decides on what is trained."""
@@ -105,6 +106,17 @@ def test_a_setting_that_an_older_version_did_not_have_was_as_it_is_by_default() 
     del older["optim"]["max_grad_norm"], older["ema"]
     assert unsafe(BASE, older) == []
     assert unsafe(recipe("optim.text_encoder_lr=1e-4", "optim.max_grad_norm=2"), older) == ["optim.max_grad_norm"]
+
+
+def test_latents_may_lie_elsewhere_but_not_take_the_place_of_pictures() -> None:
+    live, here, there = (
+        recipe("optim.text_encoder_lr=1e-4", *given)
+        for given in ([], ["data.latents=/here"], ["data.latents=s3://there"])
+    )
+    check_changes(recipe_changes(here, there, BASE), Path("step-5"), accepted=False)
+    for before, after in ((live, here), (here, live)):
+        with pytest.raises(UserError, match=r"run\.accept_changes=true"):
+            check_changes(recipe_changes(before, after, BASE), Path("step-5"), accepted=False)
 
 
 def test_a_setting_that_is_gone_is_a_change() -> None:

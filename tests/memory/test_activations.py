@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from finetune.memory.activations import Activations
+from finetune.memory.activations import Activations, Size
 from finetune.memory.live import LiveBytes
 from finetune.memory.on_cuda import Autocast, FlashAttention
-from finetune.model.assemble import Trainee, encode_pixels
+from finetune.model.assemble import Trainee
 from finetune.model.checkpointing import blocks, checkpoint_blocks
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components, load_skeleton
-from finetune.monitor.intervals import Shape
+from finetune.model.vae import encode_pixels
 
-SHAPE, MICRO_BATCH = Shape(256, 192, 2), 3
+SIZE = Size(3, 256, 192, 2)
 
 
 def counted(folder: Path, precision: str = "fp32") -> Activations:
@@ -45,10 +45,12 @@ def allocated(profiled: profile) -> int:
 
 def real_step(components: Components, trainee: Trainee) -> None:
     encoders = len(components.text_encoders)
-    latents = torch.zeros(MICRO_BATCH, 4, SHAPE.height // 8, SHAPE.width // 8)
-    ids = torch.zeros(MICRO_BATCH, encoders, SHAPE.chunks, 77, dtype=torch.int64)
-    told = torch.zeros(MICRO_BATCH, 6, dtype=torch.int64)
-    trainee(latents, torch.zeros(MICRO_BATCH, dtype=torch.int64), ids, told).square().mean().backward()
+    samples, width, height, chunks = SIZE
+    ids = torch.zeros(samples * chunks, encoders, 77, dtype=torch.int64)
+    rows, told = torch.arange(samples * chunks).view(samples, chunks), torch.zeros(samples, 6, dtype=torch.int64)
+    timesteps = torch.zeros(samples, dtype=torch.int64)
+    latents = torch.zeros(samples, 4, height // 8, width // 8)
+    trainee(latents, timesteps, ids, rows, told).square().mean().backward()
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
@@ -67,40 +69,41 @@ def test_the_peak_is_what_torch_allocates(
         real_step(components, trainee)
     activations = counted(twin)
     chosen = activations.block_names if checkpointing == "all" else ()
-    assert activations.training(MICRO_BATCH, SHAPE, chosen) == pytest.approx(allocated(profiled), rel=0.05)
+    assert activations.training(SIZE, chosen) == pytest.approx(allocated(profiled), rel=0.05)
 
 
 def test_encoding_takes_what_torch_allocates(tiny_sd15: Path) -> None:
     vae = load_components(ModelConfig(path=str(tiny_sd15))).vae
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        pixels = torch.zeros(MICRO_BATCH, 3, SHAPE.height, SHAPE.width, dtype=torch.uint8)
-        encode_pixels(vae, pixels, torch.zeros(MICRO_BATCH, 4, SHAPE.height // 8, SHAPE.width // 8))
-    assert counted(tiny_sd15).encoding(MICRO_BATCH, SHAPE) == pytest.approx(allocated(profiled), rel=0.05)
+        samples, width, height, _ = SIZE
+        pixels = torch.zeros(samples, 3, height, width, dtype=torch.uint8)
+        encode_pixels(vae, pixels, torch.zeros(samples, 4, height // 8, width // 8))
+    assert counted(tiny_sd15).encoding(SIZE) == pytest.approx(allocated(profiled), rel=0.05)
 
 
 def test_checkpointing_of_single_blocks_lies_between(tiny_sd15: Path) -> None:
     activations = counted(tiny_sd15, "bf16")
     names = activations.block_names
-    none, some, every = (activations.training(4, SHAPE, chosen) for chosen in ((), names[:4], names))
+    none, some, every = (activations.training(SIZE, chosen) for chosen in ((), names[:4], names))
     assert every < some < none
-    assert activations.training(4, SHAPE) == none  # what was asked before changes nothing
+    assert activations.training(SIZE) == none  # what was asked before changes nothing
 
 
 def test_what_blocks_keep_is_what_checkpointing_them_saves(tiny_sd15: Path) -> None:
     """Until the backward pass reaches the block that was computed last, all that others keep is there."""
     activations = counted(tiny_sd15)
-    kept = {block.name: block for block in activations.blocks(4, SHAPE)}
+    kept = {block.name: block for block in activations.blocks(SIZE)}
     assert kept.keys() == set(activations.block_names)
     assert all(block.bytes > 0 and block.flops > 0 for block in kept.values() if block.name != "text_encoder.encoder")
-    saved = activations.training(4, SHAPE) - activations.training(4, SHAPE, ["unet.down_blocks.0"])
+    saved = activations.training(SIZE) - activations.training(SIZE, ["unet.down_blocks.0"])
     assert saved == pytest.approx(kept["unet.down_blocks.0"].bytes, rel=0.1)
 
 
 def test_more_samples_take_in_proportion_more(tiny_sd15: Path) -> None:
     activations = counted(tiny_sd15, "bf16")
-    two, four, six = (activations.training(m, SHAPE) for m in (2, 4, 6))
+    two, four, six = (activations.training(SIZE._replace(samples=m)) for m in (2, 4, 6))
     assert six - four == pytest.approx(four - two, rel=0.01)
-    assert activations.encoding(6, SHAPE) == 3 * activations.encoding(2, SHAPE)
+    assert activations.encoding(SIZE._replace(samples=6)) == 2 * activations.encoding(SIZE)
 
 
 class Layers(nn.Module):
@@ -151,8 +154,8 @@ def test_attention_keeps_no_matrix() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precisions_take_less_than_fp32_and_sdxl_s_vae_stays_in_fp32(tiny_sdxl: Path, precision: str) -> None:
     exact, lower = counted(tiny_sdxl), counted(tiny_sdxl, precision)
-    assert lower.training(2, SHAPE) < exact.training(2, SHAPE)
-    assert (lower.encoding(2, SHAPE) == exact.encoding(2, SHAPE)) == (precision == "fp16")
+    assert lower.training(SIZE) < exact.training(SIZE)
+    assert (lower.encoding(SIZE) == exact.encoding(SIZE)) == (precision == "fp16")
 
 
 def test_blocks_of_a_model_are_found_by_the_names_of_its_skeleton(twin: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline
 from finetune.diffusion.config import DiffusionConfig
-from finetune.model.assemble import Trainee, encode_pixels
+from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_components
 from finetune.model.text import PromptTokenizer
@@ -25,9 +25,9 @@ def loaded(folder: Path, **settings: Any) -> Components:
 
 def predict(components: Components, trainee: Trainee, size_and_crop: Tensor = SIZE_AND_CROP) -> Tensor:
     """A prediction [2, 4, 12, 8] from noise and a prompt of two chunks."""
-    ids = torch.from_numpy(PromptTokenizer(components.tokenizers, 150)([" ".join(["picture"] * 100), "tag"]))
+    chunks = PromptTokenizer(components.tokenizers, 150)([" ".join(["picture"] * 100), "tag"])
     latents = torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(0))
-    prediction: Tensor = trainee(latents, torch.tensor([3, 500]), ids, size_and_crop)
+    prediction: Tensor = trainee(latents, torch.tensor([3, 500]), *chunks, size_and_crop)
     return prediction
 
 
@@ -37,7 +37,7 @@ def predict_anew(components: Components) -> Tensor:
 
 def encode(components: Components) -> Tensor:
     """The states of a prompt."""
-    return components.prompt_encoder(torch.from_numpy(PromptTokenizer(components.tokenizers, 75)(["tag 3"]))).states
+    return components.prompt_encoder(*PromptTokenizer(components.tokenizers, 75)(["tag 3"])).states
 
 
 def gradients(components: Components) -> dict[str, Tensor]:
@@ -130,47 +130,9 @@ def test_sdxl_is_told_what_diffusers_pipeline_tells_it(tiny_sdxl: Path) -> None:
     components.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True)
     sizes = {"original_size": (640, 480), "crops_coords_top_left": (0, 16), "target_size": (96, 64)}
     pipeline("picture 3", height=96, width=64, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **sizes)
-    ids = torch.from_numpy(PromptTokenizer(components.tokenizers, 75)(["picture 3"]))
-    trainee(torch.zeros(1, 4, 12, 8), torch.tensor([999]), ids, SIZE_AND_CROP[:1])
+    chunks = PromptTokenizer(components.tokenizers, 75)(["picture 3"])
+    trainee(torch.zeros(1, 4, 12, 8), torch.tensor([999]), *chunks, SIZE_AND_CROP[:1])
     theirs, ours = told
     assert torch.equal(ours["added_cond_kwargs"]["time_ids"], theirs["added_cond_kwargs"]["time_ids"])
     assert torch.allclose(ours["added_cond_kwargs"]["text_embeds"], theirs["added_cond_kwargs"]["text_embeds"])
     assert torch.allclose(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
-
-
-def test_the_unet_is_compiled_in_place(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: (calls.append(function.__self__.__class__.__name__), function(*args, **kwargs))[
-            1
-        ]
-
-    names = list(Trainee(loaded(tiny_model)).trainable)
-    monkeypatch.setattr(torch, "compile", compiled)
-    components = loaded(tiny_model, compile=True)
-    trainee = Trainee(components)
-    assert list(trainee.trainable) == names
-    predict(components, trainee)
-    assert calls == ["UNet2DConditionModel"]
-
-
-@pytest.mark.slow
-def test_a_traced_unet_has_the_same_gradients(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = gradients(loaded(tiny_model, gradient_checkpointing="all"))
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    found = gradients(loaded(tiny_model, gradient_checkpointing="all", compile=True))
-    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
-
-
-@torch.no_grad()
-def test_latents_are_drawn_with_the_noise_that_is_given(twin: Path, tiny_sdxl: Path) -> None:
-    vae = loaded(twin).vae
-    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1))
-    latents = encode_pixels(vae, pixels, noise)
-    posterior = vae.encode(pixels / 127.5 - 1.0).latent_dist
-    mean = encode_pixels(vae, pixels, torch.zeros_like(noise))
-    scale = 0.13025 if twin == tiny_sdxl else 0.18215  # as published
-    assert torch.allclose(mean, posterior.mean * scale, atol=1e-5)
-    assert torch.allclose(latents - mean, posterior.std * noise * scale, atol=1e-5)

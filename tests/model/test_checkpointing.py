@@ -17,10 +17,11 @@ def passes(trainee: Trainee, encoders: int, dtype: torch.dtype) -> dict[str, Ten
     """A loss and its gradients, by parameter."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 16, 24, generator=generator)
-    ids = torch.randint(0, 100, (2, encoders, 2, 77), generator=generator)
+    ids = torch.randint(0, 100, (4, encoders, 77), generator=generator)
+    rows = torch.arange(4).view(2, 2)
     told = torch.tensor([[128, 192, 0, 0, 128, 192]]).expand(2, -1)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        prediction = trainee(latents, torch.tensor([10, 900]), ids, told)
+        prediction = trainee(latents, torch.tensor([10, 900]), ids, rows, told)
     loss = prediction.float().square().mean()
     trainee.zero_grad()
     loss.backward()

@@ -26,7 +26,7 @@ class Layers(nn.Module):
         self.conv = nn.Conv2d(4, 8, 3, padding=1)
         self.linear = nn.Linear(8, 16)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, input_ids: Tensor, size_and_crop: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, *told: Tensor) -> Tensor:
         rows = self.linear(self.conv(latents).flatten(2).transpose(1, 2))
         attended: Tensor = scaled_dot_product_attention(rows, rows, rows)
         return attended
@@ -40,9 +40,9 @@ def test_counts_are_those_of_the_closed_forms(side: int) -> None:
     conv, linear, attention = 2 * area * 9 * 4 * 8, 2 * area * 8 * 16, 2 * 2 * area * area * 16
     with torch.device("meta"):
         layers = Layers()
-    assert counted(layers, 4, side, 1, 1) == 2 * conv + 3 * linear + 3 * attention  # type: ignore[arg-type]
+    assert counted(layers, 4, side, 1, 1, 1) == 2 * conv + 3 * linear + 3 * attention  # type: ignore[arg-type]
     layers.conv.requires_grad_(False)
-    assert counted(layers, 4, side, 1, 1) == conv + (3 - 1) * linear + 3 * attention  # type: ignore[arg-type]
+    assert counted(layers, 4, side, 1, 1, 1) == conv + (3 - 1) * linear + 3 * attention  # type: ignore[arg-type]
 
 
 def test_an_empty_model_counts_as_one_with_weights(twin: Path) -> None:
@@ -50,8 +50,8 @@ def test_an_empty_model_counts_as_one_with_weights(twin: Path) -> None:
     components, skeleton = load_components(config), load_skeleton(config)
     encoders = len(components.text_encoders)
     with sdpa_kernel(SDPBackend.MATH):  # torch counts no other one of the CPU's
-        real = counted(Trainee(components), 4, 16, encoders, 2)
-    assert counted(Trainee(skeleton), 4, 16, encoders, 2) == real > 0
+        real = counted(Trainee(components), 4, 16, encoders, 2, 2)
+    assert counted(Trainee(skeleton), 4, 16, encoders, 2, 2) == real > 0
 
 
 def test_any_shape_s_work_follows_from_five_counts(twin: Path) -> None:
@@ -59,10 +59,10 @@ def test_any_shape_s_work_follows_from_five_counts(twin: Path) -> None:
     skeleton = load_skeleton(config)
     trainee = Trainee(skeleton)
     flops = ModelFlops(config, list(trainee.trainable), LATENTS)
-    for side, chunks in ((1, 7), (5, 3)):
-        expected = counted(trainee, 4, 8 * side, len(skeleton.text_encoders), chunks)
-        assert flops(Shape(64 * side, 64 * side, chunks)) == pytest.approx(expected, rel=1e-9)
-    assert flops(Shape(128, 192, 3)) == flops(Shape(192, 128, 3))
+    for side, chunks, encoded in ((1, 7, 2), (5, 3, 3)):
+        expected = counted(trainee, 4, 8 * side, len(skeleton.text_encoders), chunks, encoded)
+        assert flops(Shape(64 * side, 64 * side, chunks, encoded)) == pytest.approx(expected, rel=1e-9)
+    assert flops(Shape(128, 192, 3, 1.5)) == flops(Shape(192, 128, 3, 1.5))
 
 
 def test_what_rests_has_no_backward_pass(tiny_sd15: Path) -> None:
@@ -70,20 +70,20 @@ def test_what_rests_has_no_backward_pass(tiny_sd15: Path) -> None:
     trainee = Trainee(load_skeleton(config))
     names = [name for name in trainee.trainable if name.startswith("unet.")]
     trainee.train_only(names)
-    expected = counted(trainee, 4, 16, 1, 2)
-    found = ModelFlops(config, names, LATENTS)(Shape(128, 128, 2))
+    expected = counted(trainee, 4, 16, 1, 2, 2)
+    found = ModelFlops(config, names, LATENTS)(Shape(128, 128, 2, 2))
     assert found == pytest.approx(expected, rel=1e-9)
     trainee.train_only(trainee.trainable)
-    assert found < counted(trainee, 4, 16, 1, 2)
+    assert found < counted(trainee, 4, 16, 1, 2, 2)
 
 
 def test_utilisation_is_work_over_what_could_have_been_done() -> None:
     ranks = [Interval(), Interval()]
-    ranks[0].samples[Shape(512, 512, 1)] = 3
-    ranks[1].samples[Shape(512, 768, 1)] = 1
+    ranks[0].samples[Shape(512, 512, 1, 1)] = 3
+    ranks[1].samples[Shape(512, 768, 1, 1)] = 1
     for rank, seconds in zip(ranks, (1.5, 2.5), strict=True):
         rank.step(seconds, 0.0, seconds)
-    work = {Shape(512, 512, 1): 10.0, Shape(512, 768, 1): 20.0}
+    work = {Shape(512, 512, 1, 1): 10.0, Shape(512, 768, 1, 1): 20.0}
     assert utilisation(ranks, work.__getitem__, 100.0) == 50.0 / (4.0 * 100.0)  # type: ignore[arg-type]
     assert utilisation(ranks, work.__getitem__, None) is None  # type: ignore[arg-type]
 

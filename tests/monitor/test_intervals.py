@@ -13,11 +13,11 @@ from finetune.data.loader import Batch, LatentShape
 from finetune.data.preparer import Facts
 from finetune.monitor.intervals import ACTIVITIES, GIB, GROUPS, Interval, combined, mean_deciles, quantile
 from finetune.step import trial_batch
+from tests.helpers import blank
 
 
 def batch(width: int, height: int, facts: list[Facts], chunks: int = 1) -> Batch:
-    ids = np.zeros((len(facts), 1, chunks, 77), dtype=np.int64)
-    return trial_batch(ids, width, height, LatentShape(4, 8))._replace(facts=facts)
+    return trial_batch(blank(len(facts), chunks), width, height, LatentShape(4, 8))._replace(facts=facts)
 
 
 def facts(

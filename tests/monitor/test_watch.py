@@ -24,7 +24,7 @@ from finetune.monitor.metrics import MetricsLog
 from finetune.monitor.status import health, read_status
 from finetune.monitor.watch import Watch
 from finetune.step import trial_batch
-from tests.helpers import draws_of
+from tests.helpers import blank, draws_of
 
 BATCH = 4
 FACTS = [Facts(tokens, 3, 1, False, None) for tokens in (0, 5, 5, 10)]
@@ -69,9 +69,7 @@ def record(watch: Watch, step: int, loss: float = 0.5) -> None:
 
 def flush(watch: Watch, bad: Sequence[BadSample] = (), **figures: Any) -> None:
     interval = Interval()
-    interval.take(
-        trial_batch(np.zeros((BATCH, 1, 1, 77), dtype=np.int64), 64, 32, LatentShape(4, 8))._replace(facts=FACTS)
-    )
+    interval.take(trial_batch(blank(BATCH), 64, 32, LatentShape(4, 8))._replace(facts=FACTS))
     interval.step(0.5, 0.1, 0.4)
     interval.end(None)
     watch.flush(bad, combined([interval]) | {"mfu": None} | figures)

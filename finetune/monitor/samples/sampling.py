@@ -73,11 +73,11 @@ class Sampler:
         """Sample one batch; each picture starts from the noise of its own seed."""
         prompts = [picture.prompt for picture in pictures]
         texts = [*(prompt.text for prompt in prompts), *(prompt.negative for prompt in prompts)]
-        ids = torch.from_numpy(self.tokenizer(texts)).to(self.pipeline.device)
+        chunks = self.tokenizer(texts).to(self.pipeline.device)
         kind = self._kind(pictures[0])
         with self.autocast:
             latents = self.pipeline(
-                **_embeddings(self.encoder(ids), len(prompts)),
+                **_embeddings(self.encoder(*chunks), len(prompts)),
                 num_inference_steps=kind.steps,
                 guidance_scale=kind.guidance,
                 guidance_rescale=kind.guidance_rescale,
@@ -89,7 +89,7 @@ class Sampler:
         return self._decoded(latents)
 
     def _kind(self, picture: Picture) -> _Kind:
-        chunks = self.tokenizer([picture.prompt.text, picture.prompt.negative]).shape[2]
+        chunks = self.tokenizer([picture.prompt.text, picture.prompt.negative]).chunk_rows.shape[1]
         return _Kind(
             picture.width_px, picture.height_px, picture.steps, picture.guidance, picture.guidance_rescale, chunks
         )
