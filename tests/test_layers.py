@@ -60,6 +60,7 @@ LAYERS = {
     "finetune.control": 4,
     "finetune.health": 4,
     "finetune.engine": 5,
+    "finetune.memory": 5,
     "finetune.config": 5,
     "finetune.live": 5,
     "finetune.parts": 6,

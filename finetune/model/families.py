@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from finetune.errors import UserError
+from finetune.model.checkpointing import blocks, checkpoint_blocks
 from finetune.model.config import ModelConfig
 from finetune.model.parts import layout, load_module
 from finetune.model.single_file import empty_parts, load_single_file
@@ -118,10 +119,11 @@ def _check(config: ModelConfig, components: Components) -> None:
 
 def _prepare(config: ModelConfig, components: Components) -> None:
     unet = components.unet
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        for text_encoder in components.prompt_encoder.encoders:
-            text_encoder.activation_checkpointing_enable()
+    if config.gradient_checkpointing == "all":
+        for module in (unet, *components.prompt_encoder.encoders):
+            checkpoint_blocks(module, blocks(module))
+    if config.vae_slicing:
+        components.vae.enable_slicing()
     if config.attention == "xformers":
         try:
             unet.enable_xformers_memory_efficient_attention()

@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_tools.demo.tiny_model import train_tokenizer
 from finetune.checkpoint.export import build_pipeline
-from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import Components, load_skeleton
 from finetune.model.text import PromptEncoder
-from finetune.monitor.flops import ModelFlops
-from finetune.monitor.intervals import Shape
+from finetune.monitor.flops import counted
 from tests.bench.pictures import WORDS
 from tests.model.published import full_size
 
@@ -65,15 +64,26 @@ class Counter:
     """Counts the arithmetic of a model of which all is trained, on the meta device."""
 
     def __init__(self, config: ModelConfig) -> None:
-        skeleton = load_skeleton(config)
-        self._vae = skeleton.vae
-        latents = LatentShape(skeleton.latent_channels, skeleton.vae_factor)
-        self._trained = ModelFlops(config, Trainee(skeleton).trainable, latents)
+        self._skeleton = load_skeleton(config)
+        self._trainee = Trainee(self._skeleton)
+        self._known: dict[int, Work] = {}
 
     def work(self, side: int) -> Work:
         """Of a square picture with so many pixels a side."""
-        once, twice = (self._trained(Shape(side, side, 1, encoded)) for encoded in (1, 2))
-        text = twice - once
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self._vae.encode(torch.zeros(1, 3, side, side, device="meta"))
-        return Work(once - text, text, float(counter.get_total_flops()))
+        if side not in self._known:
+            parts = self._skeleton
+            size = {"channels": parts.latent_channels, "side": side // parts.vae_factor}
+            encoders = len(parts.text_encoders)
+            once, twice = (
+                float(counted(self._trainee, **size, encoders=encoders, chunks=1, encoded=encoded))
+                for encoded in (1, 2)
+            )
+            self._known[side] = Work(2 * once - twice, twice - once, encoding_flops(parts.vae, side))
+        return self._known[side]
+
+
+def encoding_flops(vae: AutoencoderKL, side: int) -> float:
+    """Of a VAE on the meta device that encodes a square picture with so many pixels a side."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.encode(torch.zeros(1, 3, side, side, device="meta"))
+    return float(counter.get_total_flops())

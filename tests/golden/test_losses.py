@@ -25,10 +25,11 @@ SMALL = [
 ]
 RATES = ["optim=adamw", "optim.lr=1e-3", "optim.text_encoder_lr=1e-4"]
 LARGER = "buckets: {resolution_px: 96, max_side_px: 128}, micro_batch: 2, optim: {text_encoder_lr: 1e-5}"
+WHOLE = "model.vae_slicing=false"  # single pictures are convolved in another order, and round otherwise
 RECIPES = {
-    "hyperfusion": ["conf=hyperfusion", *RATES, "phases=[{until: 6 steps}]"],
+    "hyperfusion": ["conf=hyperfusion", *RATES, WHOLE, "phases=[{until: 6 steps}]"],
     "hyperfusion in phases": [
-        *("conf=hyperfusion", *RATES, "optim.name=adamw8bit"),
+        *("conf=hyperfusion", *RATES, WHOLE, "optim.name=adamw8bit"),
         f"phases=[{{until: 1 epochs}}, {{until: 2 epochs, {LARGER}}}, {{until: 17 steps, optim: {{name: adopt}}}}]",
     ],
     "demo": ["conf=demo", "phases=[{until: 6 steps}]"],

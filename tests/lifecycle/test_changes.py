@@ -56,7 +56,7 @@ def test_the_docs_name_what_may_change() -> None:
     [
         ["checkpoint.every_steps=7", "checkpoint.keep=9", "monitor.samples.prompts=[a fox]"],
         ["strategy=zero2", "strategy.precision=fp32", "strategy.threads=4", "data.workers=8", "run.folder=/elsewhere"],
-        ["data.shards=/moved", "data.cache.size_gib=1", "model.gradient_checkpointing=true", "ema.device=model"],
+        ["data.shards=/moved", "data.cache.size_gib=1", "model.gradient_checkpointing=all", "ema.device=model"],
         ["resume=never", "run.accept_changes=true", "run.max_crashes_at_step=9", "data.exclude=bad.txt"],
     ],
 )
