@@ -6,10 +6,11 @@ STAMP := $(VENV)/.installed
 
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
-# As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs.
-IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+# As many tests at a time as there are cores, each with one thread; a file's tests stay together, as they share runs, and
+# files come in the order of tests/conftest.py.
+IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-faults bench docs docs-serve lint format clean
+.PHONY: install demo test test-faults bench bench-gpu docs docs-serve lint format clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -35,10 +36,13 @@ test: lint
 	$(IN_PARALLEL)
 
 test-faults: install
-	$(IN_PARALLEL) tests/faults tests/launch tests/test_launch.py -m ""
+	$(IN_PARALLEL) tests/faults tests/launch tests/bench tests/test_launch.py -m ""
 
 bench: install
 	$(BIN)/python -m tests.bench
+
+bench-gpu: install
+	$(BIN)/python -m tests.bench gpu
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -14,6 +14,7 @@ from rich.table import Table
 from data_tools.build import build
 from data_tools.demo.cli import app as demo
 from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index
+from data_tools.latents.cli import latents
 from data_tools.loose import index_tree
 from data_tools.preview.cli import preview
 from data_tools.stats.cli import stats
@@ -79,6 +80,7 @@ def index_command(
 
 app.command("stats")(stats)
 app.command("preview")(preview)
+app.command("latents")(latents)
 
 
 def _verify(folder: Path, workers: int) -> None:

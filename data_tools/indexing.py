@@ -79,9 +79,11 @@ def index_folder(folder: Path, text_as: str, workers: int) -> tuple[Index, list[
     """Index every `.tar` below a folder, in the folder itself.
 
     Raises:
-        UserError: there are no shards.
+        UserError: there are no shards, or they hold latents.
     """
     names = files_below(folder, {"tar"})
+    if (folder / FILE_NAME).is_file() and Index.load(folder).latents:
+        raise UserError(f"{folder} holds latents, whose index `python -m data_tools latents conf=…` writes")
     if not names:
         raise UserError(f"there is no .tar file below {folder}: give the folder that holds the shards")
     return index_shards(names, folder, text_as, workers)
@@ -335,9 +337,9 @@ def side_files(picture: Path) -> dict[str, Path]:
 
 def kept_part(path: Path, stamp: str, read: Callable[[], Part]) -> Part:
     """The part that was kept under a stamp; else what `read` gives, which is kept."""
-    if (part := _load_part(path, stamp)) is None:
+    if (part := load_part(path, stamp)) is None:
         part = read()
-        _save_part(path, part, stamp)
+        save_part(path, part, stamp)
     return part
 
 
@@ -346,7 +348,8 @@ def _bytes(file: BinaryIO, member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _save_part(path: Path, part: Part, stamp: str) -> None:
+def save_part(path: Path, part: Part, stamp: str) -> None:
+    """Keep a part under a stamp."""
     path.parent.mkdir(exist_ok=True)
     told = {"shard": asdict(part.shard), "refused": part.refused, "plugins": _plugins()}
     temporary = path.with_suffix(".tmp")
@@ -357,7 +360,8 @@ def _save_part(path: Path, part: Part, stamp: str) -> None:
     temporary.replace(path)
 
 
-def _load_part(path: Path, stamp: str) -> Part | None:
+def load_part(path: Path, stamp: str) -> Part | None:
+    """The part that was kept under a stamp; None where there is none, or where what it lacks may be read by now."""
     if not path.is_file():
         return None
     try:

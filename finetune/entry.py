@@ -14,6 +14,10 @@ ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""How torch allocates a GPU's memory, by the variable's present and former name."""
+SEGMENTS = "expandable_segments:True"
+"""In pieces that grow, so that buckets of many shapes leave no holes; torch reads it as the first tensor is made."""
 LOGGERS = ("bitsandbytes", "torch.distributed.run")
 MISTAKEN, PREEMPTED, INTERRUPTED = 2, 75, 130
 """Exit codes; the second is EX_TEMPFAIL of sysexits.h."""
@@ -26,6 +30,8 @@ def enter(command: Callable[[], None]) -> None:
     follow_the_launcher()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = SEGMENTS
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

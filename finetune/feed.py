@@ -9,6 +9,7 @@ from typing import Any
 from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
 from finetune.data.config import DataConfig
 from finetune.data.journal import Journal
+from finetune.data.latent_sets import check_buckets
 from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, open_loader
 from finetune.data.plan import PLAN_VERSION, Plan
 from finetune.data.prepare import DataSet
@@ -66,6 +67,7 @@ class Feed:
             on_main(self._ranks, lambda: dataset.went_on(Journal.from_plain(saved), step) if saved else dataset.began())
         )
         self.sources.verify()
+        check_buckets(self.plan, self.sources, self.plan.epoch_of_step(step))
         if self._data.mask == "member":
             self.sources.check_masks()
         check_cache(self.plan, self.sources, self._data.cache.windows_ahead, self._data.cache.size_gib)
@@ -109,8 +111,10 @@ class Feed:
         def decide() -> Journal:
             dataset = self._at_border()
             journal = dataset.went_on(self.journal, step)
-            check(dataset.plan(journal))
-            dataset.sources(journal).verify()
+            plan, sources = dataset.plan(journal), dataset.sources(journal)
+            check(plan)
+            sources.verify()
+            check_buckets(plan, sources, plan.epoch_of_step(step))
             return journal
 
         journal = on_main(self._ranks, decide)

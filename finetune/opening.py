@@ -180,9 +180,17 @@ def tell_beginning(watch: Watch, parts: Parts) -> None:
     for source, forms in feed.forms(feed.plan.epoch_of_step(done)).items():
         watch.event("prompts", source=source, **forms)
         watch.say(f"prompts  {source}: " + ", ".join(f"{share:.1%} {form}" for form, share in forms.items()))
+    tell_filling(watch, parts)
     if advice := parts.objective.neglect:
         watch.event("objective", advice=advice)
         watch.say(f"loss     {advice}")
+
+
+def tell_filling(watch: Watch, parts: Parts) -> None:
+    """Tell which blocks compute their activations again, where the run has chosen that."""
+    if parts.filling:
+        watch.event("checkpointing", chosen=str(parts.filling), blocks=parts.filling.checkpointed)
+        watch.say(f"memory   {parts.filling}")
 
 
 def taken_pulse(folder: Path) -> Beat | None:

@@ -1,18 +1,23 @@
 """What a run is made of, as one rank sees it: built in the order in which the parts are needed, so that whatever can be
 found wrong without the model is found before it is loaded."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from functools import partial
+from math import prod
 
 import torch
+from torch import Tensor
 
 from finetune.checkpoint.export import build_pipeline
 from finetune.checkpoint.resume import check_format, check_identity, check_model, parameter_shapes
 from finetune.checkpoint.store import Checkpoint, state_bytes
 from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
 from finetune.control.requests import keep_setting, kept_settings
+from finetune.data.buckets import bucket_sizes
 from finetune.data.journal import Journal
-from finetune.data.loader import LatentShape
+from finetune.data.latent_sets import check_vae
+from finetune.data.loader import Batch, LatentShape
 from finetune.data.plan import Plan
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed
@@ -23,10 +28,14 @@ from finetune.feed import Batches, Feed
 from finetune.flat import differences, flattened
 from finetune.lifecycle.changes import check_changes, recipe_changes
 from finetune.live import Live, recalled
+from finetune.memory.activations import Activations, Size
+from finetune.memory.filling import Filling, OutOfMemory, fill, within_memory
 from finetune.model.assemble import Trainee
-from finetune.model.families import load_components
+from finetune.model.checkpointing import blocks, checkpoint_blocks
+from finetune.model.families import load_components, load_skeleton
 from finetune.model.graphs import Graphs
 from finetune.model.text import PromptTokenizer, load_tokenizers
+from finetune.model.vae import encoder_hash
 from finetune.monitor.flops import ModelFlops
 from finetune.monitor.recipe import saved_recipe
 from finetune.optim.optimizers import check_optimizer
@@ -70,6 +79,8 @@ class Parts:
         self.feed.check_prompts(self.tokenizer)
         self.objective = Objective(config.diffusion).to(distributed.device)
         components = load_components(config.model)
+        if config.data.latents:
+            check_vae(self.feed.sources, encoder_hash(components.vae))
         self.latents = LatentShape(components.latent_channels, components.vae_factor)
         self.trainee = Trainee(components)
         self.shapes = parameter_shapes(self.trainee)
@@ -110,6 +121,9 @@ class Parts:
         self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
         trained = [name for name, parameter in self.trainee.named_parameters() if parameter.requires_grad]
         self.flops = ModelFlops(self.config.model, trained, self.latents)
+        fills = self.config.model.gradient_checkpointing == "auto" and self.distributed.device.type == "cuda"
+        self.filling = self._fill(phase, trained) if fills else None
+        """Which blocks compute their activations again, where that was left open."""
 
     def take_up(self, journal: Journal) -> None:
         """Go on with changed data."""
@@ -177,22 +191,58 @@ class Parts:
                 "start it with another recipe and run.accept_changes=true"
             )
 
+    def _fill(self, phase: Phase, trained: Collection[str]) -> Filling:
+        """Checkpoint as few of the model's blocks as a phase's largest micro-batch leaves memory for."""
+        width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
+        batch = self._grey(phase.micro_batch, width, height)
+        activations = Activations(load_skeleton(self.config.model), trained, self.config.strategy.precision)
+        counted = activations.blocks(Size(phase.micro_batch, width, height, self.tokenizer.max_chunks))
+        return fill(
+            self.distributed,
+            self.distributed.device,
+            counted,
+            checkpoint=partial(checkpoint_blocks, self.trainee),
+            fits=lambda: self._rehearsed(batch) is not None,
+        )
+
     def _trial(self, start: int) -> int:
         """Take a step of the most pixels that any phase from here on has, with the longest prompt, copy what would be
         saved, and forget it, so that memory runs out in the first minute or, unless a later phase keeps more state,
         never. Returns the bytes that would be saved. Raises UserError where there is too little memory, or where the
         model gives no finite loss."""
         micro_batch, width, height = self.feed.plan.largest(start)
-        batch = trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents)
-        try:
-            loss = self.step.loss(self.step.prepare(batch)).weighted
-            size = state_bytes(self.distributed.rehearse(loss))
-        except torch.cuda.OutOfMemoryError as error:
+        if self.filling:  # for this phase's pictures, which may be smaller
+            checkpoint_blocks(self.trainee, blocks(self.trainee))
+        found = self._rehearsed(self._grey(micro_batch, width, height))
+        if self.filling:
+            checkpoint_blocks(self.trainee, self.filling.checkpointed)
+        if found is None:
             raise UserError(
                 f"a micro-batch of {micro_batch} pictures of {width}×{height} px with the longest prompt does not fit "
-                "into the GPU's memory: lower train.micro_batch, set model.gradient_checkpointing=true, or train fewer "
-                "pixels (data=px512)"
-            ) from error
+                "into the GPU's memory: lower train.micro_batch, set model.gradient_checkpointing=all and "
+                "model.vae_slicing=true, or train fewer pixels (data=px512)"
+            )
+        loss, size = found
         if not torch.isfinite(loss):
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
         return size
+
+    def _grey(self, micro_batch: int, width: int, height: int) -> Batch:
+        """The largest micro-batch of a size in pixels, of which nothing is read."""
+        encoded = self.config.data.latents is not None
+        return trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
+
+    def _rehearsed(self, batch: Batch) -> tuple[Tensor, int] | None:
+        """The loss of a step that is forgotten, and the bytes that would be saved after it; None where it does not fit
+        into the memory of some rank. Where gradients are accumulated the forward pass finds others there."""
+        distributed = self.distributed
+        forward = partial(within_memory, distributed, lambda: self.step.loss(self.step.prepare(batch)).weighted)
+        try:
+            if distributed.accumulation > 1 and not distributed.scales_loss:  # whose scale fits real gradients alone
+                within_memory(distributed, partial(distributed.backward, forward(), last=False))
+            loss = forward()
+            return loss, state_bytes(within_memory(distributed, partial(distributed.rehearse, loss)))
+        except OutOfMemory:
+            distributed.skip()
+            distributed.discard_optimizer_state()
+            return None

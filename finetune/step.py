@@ -1,6 +1,5 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from finetune.data.loader import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
-from finetune.model.assemble import encode_pixels
+from finetune.model.vae import draw_latents, encode_pixels, encoding_precision
 
 
 class Prepared(NamedTuple):
@@ -36,8 +35,7 @@ class TrainingStep:
         self._vae = vae
         self._objective = objective
         self._autocast = autocast
-        # In fp16 the activations of SDXL's VAE overflow.
-        self._encoding = nullcontext() if autocast.fast_dtype == torch.float16 else autocast
+        self._encoding = encoding_precision(autocast)
         self._device = objective.signal.device
         self._beside = (
             torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -87,9 +85,15 @@ class TrainingStep:
         )
 
     def _latents_and_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._encoding:
-            latents = encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
+        latents = self._latents(batch)
         return latents, self._objective.offset_noise(latents, batch.noise, batch.offset)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.moments is not None:
+            return draw_latents(self._vae, batch.moments, batch.posterior_noise)
+        assert batch.pixels is not None
+        with self._encoding:
+            return encode_pixels(self._vae, batch.pixels, batch.posterior_noise)
 
     def _predict(self, model_input: Tensor, given: Batch | Prepared) -> Tensor:
         with self._autocast:
@@ -99,13 +103,20 @@ class TrainingStep:
         return prediction
 
 
-def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape) -> Batch:
-    """A grey micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits."""
+def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape, *, encoded: bool = False) -> Batch:
+    """A micro-batch of `width`×`height` pixels with the prompts given; for trying out whether it fits.
+
+    Args:
+        encoded: whether it has moments in place of grey pixels.
+    """
     size = len(chunks.chunk_rows)
     channels, *latent_size = latents.of(width, height)
     noise = torch.zeros(size, channels, *latent_size)
+    moments = torch.zeros(size, 2 * channels, *latent_size, dtype=torch.float16)
     return Batch(
-        pixels=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        size=(width, height),
+        pixels=None if encoded else torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        moments=moments if encoded else None,
         **chunks._asdict(),
         size_and_crop=torch.tensor([[height, width, 0, 0, height, width]]).expand(size, -1),
         loss_weights=torch.ones(size),

@@ -149,5 +149,5 @@ def _mean(errors: list[float]) -> float | None:
 
 
 def _aspect(batch: Batch) -> str:
-    height, width = batch.pixels.shape[-2:]
+    width, height = batch.size
     return "square" if height == width else "tall" if height > width else "wide"

@@ -20,6 +20,12 @@ TINY = TinySizes(unet=(8, 8, 16, 16), vae=(4, 4, 8, 8), text=16, text_layers=3)
 os.environ.setdefault("WANDB_MODE", "offline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start real processes come first, so that at the end no worker is left alone with a long one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real photographs, odd images and tag lists, which are kept beside the repository and not in it."""

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+from tests.forks import ended
+
 DEADLINE_S = 300
 ORPHANS_S = 30
 """How long what a killed launcher has started may live on."""
@@ -50,9 +52,21 @@ def launch(
 
 
 def finish(process: subprocess.Popen[bytes], run: Path, log: Path) -> None:
-    """Wait for a run to end well. Its state is judged and not the exit code: gloo's threads sometimes abort after all
-    is done."""
+    """Wait for a run to end well."""
     process.wait(timeout=DEADLINE_S)
+    assert_finished(run, log)
+
+
+def trained(run: Path, log: Path, *arguments: str, processes: int = 1) -> Path:
+    """Do a run, in processes that are forked and have no launcher; its folder."""
+    ended(log, "finetune", *arguments, processes=processes)
+    assert_finished(run, log)
+    return run
+
+
+def assert_finished(run: Path, log: Path) -> None:
+    """A run has ended well. Its state is judged and not the exit code: gloo's threads sometimes abort after all is
+    done."""
     assert run.is_dir(), log.read_text()[-4000:]
     assert json.loads((run / "status.json").read_text())["state"] == "finished", log.read_text()[-4000:]
 

@@ -1,17 +1,19 @@
-"""How commands end."""
+"""What is done around commands, and how they end."""
 
+import os
 from collections.abc import Callable
 
 import pytest
 
-from finetune.entry import enter
+from finetune.entry import ALLOCATOR, SEGMENTS, enter
 from finetune.errors import Preempted, RankError, UserError
 from finetune.parent import LAUNCHED
 
 
 @pytest.fixture(autouse=True)
 def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*LAUNCHED, "LOCAL_RANK"):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in (*LAUNCHED, "LOCAL_RANK", *ALLOCATOR):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -57,3 +59,15 @@ def test_one_rank_of_a_node_speaks_for_all(capsys: pytest.CaptureFixture[str], m
     assert said(capsys, UserError("a mistake")) == (2, "")
     assert said(capsys, Preempted("stopped")) == (75, "")
     assert said(capsys, RankError("a mistake of its own")) == (2, "error: a mistake of its own\n")
+
+
+def test_a_gpu_s_memory_is_had_in_segments_that_grow() -> None:
+    enter(lambda: None)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == SEGMENTS
+
+
+@pytest.mark.parametrize("name", ALLOCATOR)
+def test_what_the_user_says_of_the_allocator_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:512")
+    enter(lambda: None)
+    assert {other: os.environ[other] for other in ALLOCATOR if other in os.environ} == {name: "max_split_size_mb:512"}

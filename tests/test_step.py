@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finetune.data.loader import Batch, LatentShape
 from finetune.diffusion.config import DiffusionConfig, NoiseConfig
 from finetune.diffusion.objective import Objective
+from finetune.model.vae import pixel_moments
 from finetune.step import TrainingStep, trial_batch
 from tests.helpers import blank
 
@@ -120,6 +121,20 @@ def test_the_vae_never_computes_in_fp16(
     assert loss.dtype == torch.float32
 
 
+def test_latents_are_drawn_from_moments_where_there_are_such(make: Callable[..., tuple], vae: AutoencoderKL) -> None:
+    config = DiffusionConfig()
+    pictures = batch(posterior_noise=torch.randn(3, 4, 4, 6, generator=torch.Generator().manual_seed(2)))
+    assert pictures.pixels is not None
+    moments = pictures._replace(pixels=None, moments=pixel_moments(vae, pictures.pixels))
+    step, _, _ = make(config)
+    for one, other in zip(step.prepare(pictures), step.prepare(moments), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(step.errors(pictures), step.errors(moments))
+    coarse, _, _ = make(config, torch.bfloat16)
+    for one, other in zip(coarse.prepare(moments), step.prepare(moments), strict=True):
+        assert torch.equal(one, other)  # in whatever precision the model trains
+
+
 def test_a_trial_batch_has_the_shapes_of_a_real_one() -> None:
     trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8))
     assert trial.pixels.shape == (3, 3, 16, 24)
@@ -128,3 +143,13 @@ def test_a_trial_batch_has_the_shapes_of_a_real_one() -> None:
     assert trial.offset.shape == (3, 4, 1, 1)
     assert trial.mask.shape == (3, 1, 2, 3)
     assert trial.size_and_crop.tolist() == [[16, 24, 0, 0, 16, 24]] * 3
+    assert trial.size == (24, 16)
+    assert trial.moments is None
+
+
+def test_a_trial_batch_of_latents_has_no_pixels() -> None:
+    trial = trial_batch(blank(3, 7, 2), 24, 16, LatentShape(4, 8), encoded=True)
+    assert trial.pixels is None
+    assert trial.moments is not None
+    assert trial.moments.shape == (3, 8, 2, 3)
+    assert trial.size == (24, 16)

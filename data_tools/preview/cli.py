@@ -4,6 +4,7 @@ What draws and what tokenizes is imported when it is needed: it takes seconds th
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ def preview(
 ) -> None:
     """Show which prompts and crops a recipe makes of some samples, draw by draw, here and as a page."""
     config = read_recipe(arguments or [])
+    config = replace(config, data=replace(config.data, latents=None))  # which are no pictures to be shown
     from data_tools.preview.draws import collect
     from data_tools.preview.page import page
     from data_tools.preview.terminal import tables

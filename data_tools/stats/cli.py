@@ -5,6 +5,7 @@ What draws and what tokenizes is imported when it is needed: it takes seconds th
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,10 @@ def stats(
     from data_tools.stats.bucket_tables import bucket_tables
     from data_tools.stats.prompt_tables import prompt_tables
 
-    buckets, drawn = _figures(read_recipe(arguments or []), prompts, draws)
+    config = read_recipe(arguments or [])
+    # What they are made from is looked at: they may not be there yet.
+    config = replace(config, data=replace(config.data, latents=None))
+    buckets, drawn = _figures(config, prompts, draws)
     pictures = _pictures(buckets, drawn, out)
     if as_json:
         print(json.dumps({**buckets.to_plain(), "prompts": drawn.to_plain() if drawn else None}))

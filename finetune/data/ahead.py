@@ -28,7 +28,7 @@ class Ahead:
         self._sources = sources
         self._windows = windows
         self._step = step
-        self._begun: set[tuple[int, int]] = set()
+        self._begun: set[tuple[int, int, int]] = set()
         self._choosing = threading.Lock()
         self._moved = threading.Event()
         self._ended = False
@@ -59,7 +59,7 @@ class Ahead:
             with suppress(OSError, UserError):
                 self._sources.fetch(*shard)
 
-    def _next(self) -> tuple[int, int] | None:
+    def _next(self) -> tuple[int, int, int] | None:
         """The first shard that is wanted and that no thread has begun with, once there is one; None at the end."""
         with self._choosing:
             while True:
@@ -74,27 +74,39 @@ class Ahead:
                         return shard
                 self._moved.wait()
 
-    def _wanted(self) -> dict[tuple[int, int], None]:
-        """The remote shards of the window being trained and the next ones, in the order in which they are needed."""
-        found: dict[tuple[int, int], None] = {}
+    def _wanted(self) -> dict[tuple[int, int, int], None]:
+        """The (source, shard, epoch) of what is remote and read in the window being trained and the next ones, in the
+        order in which it is needed."""
+        found: dict[tuple[int, int, int], None] = {}
         for epoch, window in islice(self._plan.windows(self._step), 1 + self._windows):
-            found |= dict.fromkeys(sorted(self._plan.shards_in(epoch, window)))
+            found |= {(*shard, epoch): None for shard in sorted(self._plan.shards_in(epoch, window))}
         return {shard: None for shard in found if self._sources.is_remote(*shard)}
 
 
 def any_remote(sources: Sources) -> bool:
     """Whether any shard of any source has to be fetched."""
     return any(
-        sources.is_remote(number, shard)
+        sources.is_remote(number, shard, epoch)
         for number, source in enumerate(sources.all)
+        for epoch in source.latents or (0,)
         for shard in range(len(source.index.shards))
     )
 
 
-def cache_needed(plan: Plan, sources: Sources, windows_ahead: int, epoch: int = 0) -> int:
-    """Bytes of the remote shards that are wanted at the same time, at most, in an epoch."""
+def cache_needed(plan: Plan, sources: Sources, windows_ahead: int) -> int:
+    """Bytes of the remote shards that are wanted at the same time, at most: in the first epoch, and in those from which
+    on latents of other buckets are read."""
+    epochs = {0}.union(*(source.latents for source in sources.all))
+    return max(_needed_in(epoch, plan, sources, windows_ahead) for epoch in epochs)
+
+
+def _needed_in(epoch: int, plan: Plan, sources: Sources, windows_ahead: int) -> int:
     per_window = [
-        {shard: size(sources, *shard) for shard in plan.shards_in(epoch, window) if sources.is_remote(*shard)}
+        {
+            (source, shard): sources.all[source].stored(epoch).shards[shard].size
+            for source, shard in plan.shards_in(epoch, window)
+            if sources.is_remote(source, shard, epoch)
+        }
         for window in range(plan.window_count(epoch))
     ]
     together = 0
@@ -104,11 +116,6 @@ def cache_needed(plan: Plan, sources: Sources, windows_ahead: int, epoch: int = 
             joined |= shards
         together = max(together, sum(joined.values()))
     return together
-
-
-def size(sources: Sources, source: int, shard: int) -> int:
-    """Bytes of a shard."""
-    return sources.all[source].index.shards[shard].size
 
 
 def check_cache(plan: Plan, sources: Sources, windows_ahead: int, size_gib: float) -> None:

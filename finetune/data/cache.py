@@ -77,7 +77,7 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with part.open("ab", buffering=0) as file, _locked(file):
-                if not _lies_at(part, file):  # who held the lock has finished it, or dropped it
+                if not lies_at(part, file):  # who held the lock has finished it, or dropped it
                     continue
                 if self.holds(url, shard):
                     part.unlink()
@@ -151,7 +151,8 @@ def _locked(file: BinaryIO, flags: int = 0) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _lies_at(path: Path, file: BinaryIO) -> bool:
+def lies_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an opened file is what lies at a path by now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -162,7 +163,7 @@ def _removed(path: Path) -> bool:
     """Remove a file, unless a process is writing it. Whether it is gone."""
     try:
         with path.open("rb") as file, _locked(file, fcntl.LOCK_NB):
-            if _lies_at(path, file):
+            if lies_at(path, file):
                 path.unlink()
             return True
     except BlockingIOError:

@@ -128,6 +128,9 @@ class DataConfig:
     """What `.txt` members hold: auto, tags or caption."""
     buckets: BucketsConfig = field(default_factory=BucketsConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    latents: str | None = None
+    """Folder, or URL of one, that holds what `python -m data_tools latents` has made of the pictures, to be read in
+    their place; see latents.md."""
     window_shards: int = 16
     """Samples are shuffled within windows of this many shards; more mixes better, fewer keeps reads closer together."""
     exclude: str | None = None
@@ -160,6 +163,11 @@ class DataConfig:
             raise UserError(f"data.background is {list(self.background)}: give three numbers from 0 to 255")
         check_share("data.flip", self.flip)
         check_share("data.max_bad_share", self.max_bad_share)
+        if self.latents and self.random_crop:
+            raise UserError(
+                "data.latents is given, and data.random_crop=true cuts pictures anew at every draw, which cannot be "
+                "encoded beforehand: set data.random_crop=false, or leave data.latents out"
+            )
         if not 0.0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out is {self.held_out}: use a share from 0 to 0.5")
         for name in ("window_shards", "prefetch"):

@@ -75,6 +75,8 @@ class Index:
         self.kind: str = metadata["kind"]
         self.shards = tuple(Shard(**shard) for shard in metadata["shards"])
         self.chain: list[str] = metadata["chain"]
+        self.latents: dict[str, Any] | None = metadata.get("latents")
+        """Of an index of latents, what they were made of and how; None where there are pictures."""
         self._metadata = metadata
         self._table = table
         self.first_rows: npt.NDArray[np.int64] = np.cumsum([0, *(shard.samples for shard in self.shards)])
@@ -96,18 +98,21 @@ class Index:
         return self.chain[-1]
 
     @classmethod
-    def load(cls, folder: Path | str, root: str | None = None, shards: int | None = None) -> "Index":
+    def load(
+        cls, folder: Path | str, root: str | None = None, shards: int | None = None, remedy: str | None = None
+    ) -> "Index":
         """Map the index of a folder.
 
         Args:
             root: where relative names start, a folder or a URL; None takes what was indexed.
             shards: leave out all shards but the first so many.
+            remedy: what makes it, where that is not `data_tools index`.
 
         Raises:
             UserError: there is none, or it cannot be read by this version.
         """
         path = Path(folder).expanduser() / FILE_NAME
-        remedy = f"make it with `python -m data_tools index {folder}`"
+        remedy = remedy or f"make it with `python -m data_tools index {folder}`"
         if not path.is_file():
             raise UserError(f"there is no index {path}: {remedy}")
         try:
@@ -143,6 +148,11 @@ class Index:
         wanted = pc.is_in(self.keys, value_set=pa.array(list(keys), pa.large_string()))
         return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
 
+    def table(self, number: int) -> pa.Table:
+        """All columns of a shard's rows."""
+        first, end = self.first_rows[number : number + 2].tolist()
+        return self._table.slice(first, end - first).replace_schema_metadata(None)
+
     def location(self, number: int) -> str:
         """Path or URL of a shard."""
         return joined(self.root, self.shards[number].name)
@@ -176,8 +186,15 @@ class Index:
         name = location.rpartition("/")[2]
         return UserError(
             f"the index {self.folder / FILE_NAME} does not match its shard {name}: put back the shard that was "
-            f"indexed, or index the folder again with `python -m data_tools index {self.folder}`"
+            f"indexed, or {self.remedy}"
         )
+
+    @property
+    def remedy(self) -> str:
+        """What makes it anew."""
+        if self.latents:
+            return "encode it again with `python -m data_tools latents conf=…`"
+        return f"index the folder again with `python -m data_tools index {self.folder}`"
 
 
 def joined(root: str, name: str) -> str:
@@ -191,7 +208,12 @@ def beside(picture: str, suffix: str) -> str:
 
 
 def write_index(
-    folder: Path, kind: str, shards: Sequence[Shard], tables: Sequence[pa.Table], root: Path | None = None
+    folder: Path,
+    kind: str,
+    shards: Sequence[Shard],
+    tables: Sequence[pa.Table],
+    root: Path | None = None,
+    latents: dict[str, Any] | None = None,
 ) -> Index:
     """Write the index of some shards and their samples (SCHEMA without regard to `shard`, which is set here), under a
     temporary name first, so that there is never half an index.
@@ -200,6 +222,7 @@ def write_index(
         folder: where the index goes.
         kind: TARS or FILES.
         root: where relative names start; None means `folder`, which may then be moved as a whole.
+        latents: of latents, what they were made of and how.
     """
     numbered = [
         table.set_column(
@@ -214,6 +237,7 @@ def write_index(
         "root": str(root.absolute()) if root else None,
         "shards": [asdict(shard) for shard in shards],
         "chain": _chain(kind, shards, numbered),
+        **({"latents": latents} if latents else {}),
     }
     whole = whole.replace_schema_metadata({"longhaul": json.dumps(metadata)})
     path, temporary = folder / FILE_NAME, folder / f".{FILE_NAME}.tmp"

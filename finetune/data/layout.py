@@ -101,7 +101,8 @@ class Layout:
         self.used: I64 = np.flatnonzero(used)
         """Buckets that hold samples, as rows of `sizes`: int64 [buckets]; elsewhere here, buckets are places in it."""
         self.sizes: I64 = sizes[self.used]
-        self._sources = sources
+        self.sources = sources
+        """What it draws from."""
         self._place = np.full(NONE + 1, len(self.used), dtype=np.uint16)
         self._place[self.used] = np.arange(len(self.used))
         self._window_shards = window_shards
@@ -116,7 +117,7 @@ class Layout:
         """The samples that are never trained, but lie in buckets that others are trained in: ids uint64 [samples] and
         buckets, as rows of all sizes, int64 [samples]."""
         ids, buckets = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-        for source in self._sources:
+        for source in self.sources:
             if source.held_out is not None:
                 ids.append(ids_of_rows(source.held_out.rows, source.number, source.first_rows))
                 buckets.append(source.held_out.buckets.astype(np.int64))
@@ -127,14 +128,14 @@ class Layout:
     def bucket(self, sample: int) -> int:
         """The bucket of a sample, as a row of all sizes; NONE where it is left out."""
         place = place_of(sample)
-        source = next(source for source in self._sources if source.number == place.source)
+        source = next(source for source in self.sources if source.number == place.source)
         return int(source.buckets[int(source.first_rows[place.shard]) + place.ordinal])
 
     def shards_in(self, epoch: int, window: int) -> set[tuple[int, int]]:
         """The (source, shard) that a window draws from."""
         laid = self.epoch(epoch)
         found: set[tuple[int, int]] = set()
-        for source, units, cuts in zip(self._sources, laid.units, laid.cuts, strict=True):
+        for source, units, cuts in zip(self.sources, laid.units, laid.cuts, strict=True):
             (first, _), (last, into) = cuts[window : window + 2]
             found |= {(source.number, int(shard)) for shard in units.shards[first : last + (into > 0)]}
         return found
@@ -145,7 +146,7 @@ class Layout:
         After as many epochs as the repeats' denominator the draws come again, so that only a rest has to be counted.
         """
         total = np.zeros(len(self.used), dtype=np.int64)
-        for i, source in enumerate(self._sources):
+        for i, source in enumerate(self.sources):
             cycle = source.repeats.denominator
             cycles, rest = divmod(epoch - self.first_epoch, cycle)
             total += cycles * self._drawn_in(i, cycle) + self._drawn_in(i, rest)
@@ -153,7 +154,7 @@ class Layout:
 
     def _count_draws(self, i: int, epochs: int) -> I64:
         """Draws of every bucket by a source in the first so many epochs of the edition: int64 [buckets]."""
-        source = self._sources[i]
+        source = self.sources[i]
         total = np.zeros(len(self.used), dtype=np.int64)
         for rows in self._pieces(source) if epochs else ():
             draws = self._draws(source, rows, self.first_epoch, self.first_epoch + epochs)
@@ -184,7 +185,7 @@ class Layout:
     def _count_passes(self, i: int, epoch: int) -> I64:
         """Draws that each pass of a source makes from every shard and bucket in an epoch: int64 [passes, shards,
         buckets]."""
-        source = self._sources[i]
+        source = self.sources[i]
         shards, buckets = len(source.first_rows) - 1, len(self.used) + 1
         most = int(source.times.max()) if source.times is not None else 1
         passes = -(-source.repeats.numerator * most // source.repeats.denominator)
@@ -200,14 +201,14 @@ class Layout:
         return counts[:, :, :-1]
 
     def _lay_out(self, epoch: int) -> _Epoch:
-        units = [self._units(i, epoch) for i in range(len(self._sources))]
+        units = [self._units(i, epoch) for i in range(len(self.sources))]
         totals = [u.drawn.sum(axis=1) for u in units]  # draws before each unit
         main = int(np.argmax([total[-1] for total in totals]))
         count = len(units[main].shards)
         borders = [*range(0, count, self._window_shards), count]
         reached = [int(total) for total in totals[main][borders]]
         cuts, drawn = [], np.zeros((len(borders), len(self.used)), dtype=np.int64)
-        for i, source in enumerate(self._sources):
+        for i, source in enumerate(self.sources):
             # Python integers, whose products do not overflow.
             targets = [share * int(totals[i][-1]) // max(reached[-1], 1) for share in reached]
             own = [(border, 0) for border in borders] if i == main else _cut(totals[i], targets)
@@ -220,7 +221,7 @@ class Layout:
         return _Epoch(units, cuts, drawn)
 
     def _units(self, i: int, epoch: int) -> _Units:
-        source = self._sources[i]
+        source = self.sources[i]
         counts = self._passes(i, epoch % source.repeats.denominator)
         shards = np.arange(counts.shape[1])
         orders = [
@@ -248,7 +249,7 @@ class Layout:
     def _draws_in(self, epoch: int, window: int) -> Window:
         laid = self.epoch(epoch)
         ids, repeats, buckets = [], [], []
-        for source, units, cuts in zip(self._sources, laid.units, laid.cuts, strict=True):
+        for source, units, cuts in zip(self.sources, laid.units, laid.cuts, strict=True):
             (first, skipped), (last, into) = cuts[window : window + 2]
             for unit in range(first, last + (into > 0)):
                 if (skipped and unit == first) or (into and unit == last):

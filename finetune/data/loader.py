@@ -5,10 +5,10 @@ number of workers gives the same batches. Every choice for a draw comes from a c
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,16 @@ from finetune.data.buckets import I64
 from finetune.data.config import DataConfig
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order, to_unit
 from finetune.data.journal import Journal
+from finetune.data.latents import area_sums
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import MicroBatch, Plan
-from finetune.data.preparer import BadSample, Facts, Preparer
+from finetune.data.preparer import BadSample, Facts, Preparer, Sample
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
 from finetune.parent import serve, signals_held_back
+
+B = TypeVar("B")
 
 
 class Tokenizer(Protocol):
@@ -57,10 +60,14 @@ class Chunks(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor."""
+    """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor. There are pixels or moments."""
 
-    pixels: Tensor
+    size: tuple[int, int]
+    """(W, H)"""
+    pixels: Tensor | None
     """uint8 [m, 3, H, W], as a view of [m, H, W, 3]"""
+    moments: Tensor | None
+    """fp16 or bf16 [m, 2C, H/f, W/f], as `Latents` has them"""
     input_ids: Tensor
     """int64 [R, encoders, 77], as `Chunks` has it, like the next"""
     chunk_rows: Tensor
@@ -159,15 +166,17 @@ class MicroBatches(Dataset[Batch | UserError]):
         """
         bad: list[BadSample] = []
         samples = self._preparer.prepare(step, micro_batch, self._excluded(step), bad)
-        width, height = self._plan.sizes[micro_batch.bucket]
-        shape = self._latents.of(int(width), int(height))
+        width, height = self._plan.sizes[micro_batch.bucket].tolist()
+        shape = self._latents.of(width, height)
         noises = [self._noises.draw(draw, shape) for draw in micro_batch.draws]
         return Batch(
-            pixels=shared([torch.from_numpy(s.pixels) for s in samples]).permute(0, 3, 1, 2),
+            size=(width, height),
+            pixels=_pixels(samples),
+            moments=_moments(samples),
             **self._tokenizer([s.prompt for s in samples])._asdict(),
             size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
             loss_weights=torch.tensor([s.loss_weight for s in samples]),
-            mask=latent_mask([s.mask for s in samples], self._latents.factor),
+            mask=latent_mask([_mask_sums(s, self._latents.factor) for s in samples], self._latents.factor),
             timesteps=self._draw_timesteps(step, micro_batch) if timesteps is None else torch.from_numpy(timesteps),
             noise=shared([noise.noise for noise in noises]),
             offset=torch.stack([noise.offset for noise in noises]),
@@ -189,28 +198,38 @@ class MicroBatches(Dataset[Batch | UserError]):
         return self._timesteps(torch.from_numpy(quantiles))
 
 
-def latent_mask(masks: Sequence[npt.NDArray[np.uint8] | None], factor: int) -> Tensor:
+def _pixels(samples: Sequence[Sample]) -> Tensor | None:
+    given = [torch.from_numpy(sample.pixels) for sample in samples if sample.pixels is not None]
+    return shared(given).permute(0, 3, 1, 2) if given else None
+
+
+def _moments(samples: Sequence[Sample]) -> Tensor | None:
+    given = [sample.latents.moments for sample in samples if sample.latents]
+    return shared(given) if given else None
+
+
+def _mask_sums(sample: Sample, factor: int) -> npt.NDArray[np.uint16] | None:
+    if sample.latents:
+        return sample.latents.mask
+    return None if sample.mask is None else area_sums(sample.mask, factor)
+
+
+def latent_mask(sums: Sequence[npt.NDArray[np.uint16] | None], factor: int) -> Tensor:
     """How much each latent counts: the mean over the pixels that it spans, 1 where a sample has no mask.
 
     Args:
-        masks: uint8 [H, W], 255 counts fully.
+        sums: over those pixels, of which 255 counts fully: uint16 [h, w].
+        factor: pixels that a latent spans on each side.
 
     Returns:
-        float32 [m, 1, H/factor, W/factor]; ones [m, 1, 1, 1] where no sample has a mask.
+        float32 [m, 1, h, w]; ones [m, 1, 1, 1] where no sample has a mask.
     """
-    given = [mask for mask in masks if mask is not None]
+    given = [each for each in sums if each is not None]
     if not given:
-        return torch.ones(len(masks), 1, 1, 1)
-    height, width = given[0].shape
-    whole = torch.ones(1, height // factor, width // factor)
-    return torch.stack([whole if mask is None else area_means(mask, factor)[None] for mask in masks])
-
-
-def area_means(mask: npt.NDArray[np.uint8], factor: int) -> Tensor:
-    """The means of squares of `factor` pixels a side, 255 as 1: float32 [H/factor, W/factor]."""
-    height, width = mask.shape
-    squares = mask.reshape(height // factor, factor, width // factor, factor)
-    return torch.from_numpy((squares.mean(axis=(1, 3)) / 255.0).astype(np.float32))
+        return torch.ones(len(sums), 1, 1, 1)
+    whole = np.ones(given[0].shape)
+    means = [whole if each is None else each / factor**2 / 255.0 for each in sums]
+    return torch.from_numpy(np.stack(means)[:, None].astype(np.float32))
 
 
 def shared(parts: list[Tensor]) -> Tensor:
@@ -221,16 +240,23 @@ def shared(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts, out=whole)
 
 
-def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bool) -> Iterator[Batch]:
-    """Micro-batches in the plan's order, prepared ahead by worker processes, which start at once.
+def open_loader(
+    dataset: Dataset[B | UserError], config: DataConfig, pin: bool, order: Iterable[Any] | None = None
+) -> Iterator[B]:
+    """What a data set holds, micro-batches in the plan's order for one, prepared ahead by worker processes, which start
+    at once.
 
     The workers end with this process and when the iterator goes, and are deaf to signals that ask a run to stop.
+
+    Args:
+        order: what the data set is asked for, in this process; None asks for all items from the first on.
 
     Raises:
         UserError: the data has to be mended first; when the batch is taken that cannot be prepared.
     """
-    loader: DataLoader[Batch | UserError] = DataLoader(
+    loader: DataLoader[B | UserError] = DataLoader(
         dataset,
+        sampler=order,
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
@@ -242,7 +268,7 @@ def open_loader(dataset: Dataset[Batch | UserError], config: DataConfig, pin: bo
         return map(_or_raise, iter(loader))
 
 
-def _or_raise(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise RankError(str(batch))
-    return batch
+def _or_raise(item: B | UserError) -> B:
+    if isinstance(item, UserError):
+        raise RankError(str(item))
+    return item

@@ -117,6 +117,10 @@ class Plan:
         """The chapter to which an epoch belongs."""
         return self._chapters[self._chapter(epoch)]
 
+    def chapters(self, epoch: int) -> Sequence[Chapter]:
+        """The chapter to which an epoch belongs, and all that follow."""
+        return self._chapters[self._chapter(epoch) :]
+
     def largest(self, step: int) -> tuple[int, int, int]:
         """The (micro-batch, width, height) of the most pixels that any step from this one on may have."""
         shapes = [

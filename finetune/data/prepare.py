@@ -16,6 +16,7 @@ from finetune.data.config import MAX_REPEATS, BucketsConfig, DataConfig, SourceC
 from finetune.data.held_out import held_out
 from finetune.data.index import FILE_NAME, Index
 from finetune.data.journal import Edition, Exclusion, Journal, SourceState, check_growth
+from finetune.data.latent_sets import REMEDY, of_pictures, set_folder
 from finetune.data.layout import HeldOut, Layout, SourceSamples
 from finetune.data.outage import Patience
 from finetune.data.overlay import Overlay, overlay_digest, take_in
@@ -39,7 +40,7 @@ class DataSet:
             notes: folder for the notes of processes that wait for data; None leaves none.
 
         Raises:
-            UserError: an index is missing, damaged or out of reach.
+            UserError: an index is missing, damaged or out of reach, or latents are not those of its pictures.
         """
         self.data = data
         self.settings = settings
@@ -52,6 +53,7 @@ class DataSet:
             name: open_index(source.path, self.remote, self.patience, folder)
             for name, source in data.all_sources.items()
         }
+        self.latents = {name: self._open_latents(name) for name in self.indexes if data.latents}
 
     def began(self) -> Journal:
         """The journal of a run that begins with the sources as they are."""
@@ -101,7 +103,7 @@ class DataSet:
         opened = []
         for name in self.data.all_sources:
             overlays = {e.epoch: self._overlay(e.sources[name]) for e in journal.editions}
-            opened.append(Source(name, self.indexes[name], overlays))
+            opened.append(Source(name, self.indexes[name], overlays, self.latents.get(name, {})))
         return Sources(opened, self.data.text, self.remote, self.cache, self.patience)
 
     def plan(self, journal: Journal) -> Plan:
@@ -134,6 +136,15 @@ class DataSet:
             if source.held_out is not None:
                 move(source.held_out.buckets, target)
         return sources
+
+    def _open_latents(self, name: str) -> dict[int, Index]:
+        """A source's latents by the first epoch in which each holds."""
+        folders = {shape.epoch: set_folder(self.data, name, shape.buckets) for shape in self.settings.shapes}
+        opened = {}
+        for folder in set(folders.values()):
+            latents = open_index(folder, self.remote, self.patience, Path(self.data.cache.folder), REMEDY)
+            opened[folder] = of_pictures(latents, self.indexes[name], name, flip=self.data.flip > 0)
+        return {epoch: opened[folder] for epoch, folder in folders.items()}
 
     def _states(self) -> dict[str, SourceState]:
         states = {}
@@ -188,8 +199,11 @@ def _holding(begun: Sequence[B], epoch: int) -> B:
     return [one for one in begun if one.epoch <= epoch][-1]
 
 
-def open_index(location: str, remote: Remote, patience: Patience, cache: Path) -> Index:
+def open_index(location: str, remote: Remote, patience: Patience, cache: Path, remedy: str | None = None) -> Index:
     """The index at a folder, or at the URL of a folder, of which a copy is kept in the cache's folder.
+
+    Args:
+        remedy: what makes it, where that is not `data_tools index`.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -200,7 +214,7 @@ def open_index(location: str, remote: Remote, patience: Patience, cache: Path) -
             f"'{location}' --out FOLDER` and give FOLDER"
         )
     if not is_remote(location):
-        return Index.load(location)
+        return Index.load(location, remedy=remedy)
     url = f"{location.rstrip('/')}/{FILE_NAME}"
     folder = cache.expanduser() / "indexes" / _hashed(location)
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,10 +230,10 @@ def open_index(location: str, remote: Remote, patience: Patience, cache: Path) -
                 version.write_text(newest, encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"{url} cannot be read ({error}): check the address and your credentials, or index its shards with "
-                "`python -m data_tools index URLS --out FOLDER`"
+                f"{url} cannot be read ({error}): check the address and your credentials, or "
+                f"{remedy or 'index its shards with `python -m data_tools index URLS --out FOLDER`'}"
             ) from error
-    return Index.load(folder, root=location)
+    return Index.load(folder, root=location, remedy=remedy)
 
 
 def weighted_counts(source: SourceSamples, buckets: int) -> npt.NDArray[np.float64]:

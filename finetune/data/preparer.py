@@ -11,6 +11,7 @@ from finetune.data.buckets import Crop, fit
 from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, purpose_key
 from finetune.data.images import ImageInfo, load, load_mask, load_with_alpha, probe
+from finetune.data.latents import Latents, unpack
 from finetune.data.plan import Draw, MicroBatch, Plan
 from finetune.data.prompts.length import TokenLimit
 from finetune.data.prompts.prompter import Policy, Prompt
@@ -40,8 +41,8 @@ class Facts(NamedTuple):
 class Sample(NamedTuple):
     """A decoded draw."""
 
-    pixels: npt.NDArray[np.uint8]
-    """[H, W, 3]"""
+    pixels: npt.NDArray[np.uint8] | None
+    """[H, W, 3]; None where there are latents."""
     prompt: str
     size_and_crop: tuple[int, int, int, int, int, int]
     """SDXL's conditioning (arXiv 2307.01952, section 2.2) in the order of diffusers' `add_time_ids`: height and width
@@ -49,8 +50,11 @@ class Sample(NamedTuple):
     the bucket; pixels."""
     loss_weight: float
     facts: Facts
+    latents: Latents | None
+    """Where they are read in the picture's place."""
     mask: npt.NDArray[np.uint8] | None
-    """[H, W]: how much each pixel counts in the loss, 255 fully and 0 not at all; None where all count."""
+    """[H, W]: how much each pixel counts in the loss, 255 fully and 0 not at all; None where all count, or where there
+    are latents."""
 
 
 class BadSample(NamedTuple):
@@ -133,6 +137,10 @@ class Preparer:
                 samples.append(sample)
         return samples
 
+    def info(self, record: Record) -> ImageInfo:
+        """The size of a sample's picture. Raises DataFault where it cannot be opened."""
+        return ImageInfo(*record.size, "") if record.size else probe(record.image)
+
     def crop(self, info: ImageInfo, record: Record, bucket: int, draw: Draw) -> tuple[Crop, bool]:
         """How a draw cuts a sample's picture to its bucket, and whether it is mirrored after that."""
         flip, across, down = CounterRng(self._crop_key, *_counters(draw)).uniforms(3)
@@ -148,13 +156,7 @@ class Preparer:
         self, record: Record, info: ImageInfo, crop: Crop, mirrored: bool
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         """The pixels and the mask of a `Sample`. Raises DataFault where the picture or its mask cannot be used."""
-        red, green, blue = self._data.background
-        if self._data.mask == "alpha":
-            return load_with_alpha(record.image, crop, mirrored, (red, green, blue))
-        pixels = load(record.image, crop, mirrored, (red, green, blue))
-        if self._data.mask == "none" or record.mask is None:
-            return pixels, None
-        return pixels, load_mask(record.mask, info, crop, mirrored)
+        return load_picture(self._data, record.image, record.mask, info, crop, mirrored)
 
     def prompt(self, record: Record, draw: Draw, step: int) -> Prompt:
         """The prompt that a draw gives to a sample in a step, counted from 0."""
@@ -167,14 +169,16 @@ class Preparer:
             raise DataFault(task.excluded[sample])
         place = place_of(sample)
         record = self._sources.read(sample, draw.epoch, whole_shard=(place.source, place.shard) in task.at_hand)
-        info = probe(record.image)
+        info = self.info(record)
         crop, mirrored = self.crop(info, record, task.micro_batch.bucket, draw)
-        pixels, mask = self.picture(record, info, crop, mirrored)
+        latents = unpack(record.image, mirrored=mirrored) if record.size else None
+        pixels, mask = (None, None) if latents else self.picture(record, info, crop, mirrored)
         left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
         conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)
         prompt = self.prompt(record, draw, task.step)
         facts = Facts(prompt.tokens, len(prompt.tags), prompt.dropped, prompt.truncated, record.cached)
-        return Sample(pixels, prompt.text, conditioning, self._policies[record.source].loss_weight, facts, mask)
+        weight = self._policies[record.source].loss_weight
+        return Sample(pixels, prompt.text, conditioning, weight, facts, latents, mask)
 
     def _substitute(self, draw: Draw, task: _Task) -> tuple[int, Sample]:
         """The (id, sample) that takes a bad draw's place: of the same bucket, with the draw's own choices."""
@@ -192,6 +196,27 @@ class Preparer:
             f"{len(bits)} samples of the {width}×{height} bucket in a row could not be used: "
             "check the shards with `python -m data_tools index --verify`, and what data.exclude names"
         )
+
+
+def load_picture(
+    data: DataConfig, image: bytes, mask: bytes | None, info: ImageInfo, crop: Crop, mirrored: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    """The pixels and the mask of a `Sample`.
+
+    Args:
+        data: what the recipe says about backgrounds and masks.
+        mask: the picture beside it that says how much each of its pixels counts.
+
+    Raises:
+        DataFault: the picture or its mask cannot be used.
+    """
+    red, green, blue = data.background
+    if data.mask == "alpha":
+        return load_with_alpha(image, crop, mirrored, (red, green, blue))
+    pixels = load(image, crop, mirrored, (red, green, blue))
+    if data.mask == "none" or mask is None:
+        return pixels, None
+    return pixels, load_mask(mask, info, crop, mirrored)
 
 
 def _counters(draw: Draw) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ class Record(NamedTuple):
     """What is stored of a sample."""
 
     image: bytes
+    """The picture, or the latents that are stored of it."""
     labels: Labels
     key: str
     source: int
@@ -38,6 +39,17 @@ class Record(NamedTuple):
     """The picture beside it that says how much each of its pixels counts."""
     cached: bool | None
     """Whether its shard lay in the cache when it was wanted; None where nothing is cached."""
+    size: tuple[int, int] | None = None
+    """(width, height) of the picture in pixels, where its latents are read in its place."""
+
+
+class Members(NamedTuple):
+    """The members of a sample as they are stored."""
+
+    data: dict[str, bytes]
+    """By MEMBERS of the index."""
+    cached: bool | None
+    """As `Record` has it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,17 @@ class Source:
     index: Index
     overlays: Mapping[int, Overlay | None]
     """By the first epoch in which each holds."""
+    latents: Mapping[int, Index] = field(default_factory=dict)
+    """Likewise; they have the rows and shards of `index`. Empty where the pictures themselves are read."""
+
+    def stored(self, epoch: int) -> Index:
+        """The index of what is read in an epoch: the pictures, or their latents."""
+        return self.latents[max(first for first in self.latents if first <= epoch)] if self.latents else self.index
+
+    @property
+    def all_stored(self) -> list[Index]:
+        """The indexes of all that is read in some epoch."""
+        return list({id(index): index for index in self.latents.values()}.values()) or [self.index]
 
     def overlay(self, epoch: int) -> Overlay | None:
         """The overlay that holds in an epoch."""
@@ -92,20 +115,34 @@ class Sources:
         place = place_of(sample)
         source = self.all[place.source]
         index, row = source.index, source.row(place)
-        spans = index.spans(row)
-        location, cached = spans[IMAGE].location, None
-        if not is_remote(location):
-            read = self._read_tar if index.kind == TARS else _read_files
-            members = self._patience.until_done(location, lambda: read(spans))
-        elif index.kind == TARS:
-            cached = self._cache.holds(location, index.shards[place.shard]) is not None
-            members = self._read_shard(place, spans, whole_shard)
-        else:
-            members = {name: self._read_range(index, span, span.size) for name, span in spans.items()}
+        members, cached = self.members(sample, epoch, whole_shard=whole_shard)
         image, mask = members.pop(IMAGE), members.pop(MASK, None)
         labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
         labels = overlay.over(row, labels) if overlay else labels
-        return Record(image, labels, index.key(row), place.source, mask, cached)
+        size = (int(index.width[row]), int(index.height[row])) if source.latents else None
+        return Record(image, labels, index.key(row), place.source, mask, cached, size)
+
+    def members(self, sample: int, epoch: int, *, whole_shard: bool) -> Members:
+        """The bytes of all members of a sample; waits out faults of I/O.
+
+        Args:
+            whole_shard: as in `read`.
+
+        Raises:
+            UserError: the shard is not the one that was indexed.
+        """
+        place = place_of(sample)
+        source = self.all[place.source]
+        index = source.stored(epoch)
+        spans = index.spans(source.row(place))
+        location = spans[IMAGE].location
+        if not is_remote(location):
+            read = self._read_tar if index.kind == TARS else _read_files
+            return Members(self._patience.until_done(location, lambda: read(spans)), None)
+        if index.kind == TARS:
+            cached = self._cache.holds(location, index.shards[place.shard]) is not None
+            return Members(self._read_shard(place, epoch, spans, whole_shard), cached)
+        return Members({name: self._read_range(index, span, span.size) for name, span in spans.items()}, None)
 
     def key(self, sample: int) -> str:
         """The sample's key in its source."""
@@ -144,14 +181,15 @@ class Sources:
             return None
         return sample if place.ordinal < self.all[place.source].index.shards[place.shard].samples else None
 
-    def is_remote(self, source: int, shard: int) -> bool:
-        """Whether a shard has to be fetched."""
-        index = self.all[source].index
+    def is_remote(self, source: int, shard: int, epoch: int) -> bool:
+        """Whether what is read of a shard in an epoch has to be fetched."""
+        index = self.all[source].stored(epoch)
         return index.kind == TARS and is_remote(index.location(shard))
 
-    def fetch(self, source: int, shard: int) -> Path:
-        """Bring a remote shard into the cache. Raises UserError where it is not the one that was indexed."""
-        index = self.all[source].index
+    def fetch(self, source: int, shard: int, epoch: int) -> Path:
+        """Bring what is read of a remote shard in an epoch into the cache. Raises UserError where it is not the one
+        that was indexed."""
+        index = self.all[source].stored(epoch)
         url = index.location(shard)
         try:
             return self._cache.fetch(url, index.shards[shard])
@@ -169,8 +207,7 @@ class Sources:
             UserError: a shard is missing, cannot be reached or is not the one that was indexed; or the cache's folder
                 cannot be written.
         """
-        for source in self.all:
-            index = source.index
+        for index in (index for source in self.all for index in source.all_stored):
             far = [number for number in range(len(index.shards)) if is_remote(index.location(number))]
             near = np.setdiff1d(np.arange(len(index.shards)), far)
             for number in near.tolist():
@@ -207,10 +244,11 @@ class Sources:
                 os.close(self._files.pop(location))
             raise
 
-    def _read_shard(self, place: Place, spans: dict[str, Span], whole_shard: bool) -> dict[str, bytes]:
-        index = self.all[place.source].index
+    def _read_shard(self, place: Place, epoch: int, spans: dict[str, Span], whole_shard: bool) -> dict[str, bytes]:
+        index = self.all[place.source].stored(epoch)
         url, shard = index.location(place.shard), index.shards[place.shard]
-        while path := self.fetch(place.source, place.shard) if whole_shard else self._cache.holds(url, shard):
+        fetch = partial(self.fetch, place.source, place.shard, epoch)
+        while path := fetch() if whole_shard else self._cache.holds(url, shard):
             found = self._patience.until_done(str(path), partial(_read_cached, path, spans))
             if found is not None:
                 return found

@@ -62,8 +62,7 @@ def verify_local(index: Index, number: int) -> None:
     Raises:
         UserError: it is missing or another.
     """
-    first, end = (int(row) for row in index.first_rows[number : number + 2])
-    rows = sorted({first, end - 1}) if end > first else []
+    rows = _first_and_last(index, number)
     if index.kind == FILES:
         for row in rows:
             span = index.spans(row)[IMAGE]
@@ -83,8 +82,12 @@ def verify_local(index: Index, number: int) -> None:
 
 def _present(index: Index, location: str) -> bool:
     if not Path(location).is_file():
-        raise UserError(
-            f"{location} is missing: put it back, or index the folder again with "
-            f"`python -m data_tools index {index.folder}`"
-        )
+        raise UserError(f"{location} is missing: put it back, or {index.remedy}")
     return True
+
+
+def _first_and_last(index: Index, number: int) -> list[int]:
+    """The first and the last row of a shard that has a picture: of latents, samples that are in no bucket have none."""
+    sizes, rows = index.numbers(f"{IMAGE}_size"), range(*index.first_rows[number : number + 2].tolist())
+    ends = (next((row for row in order if sizes[row]), None) for order in (rows, reversed(rows)))
+    return sorted({row for row in ends if row is not None})

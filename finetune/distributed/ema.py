@@ -52,19 +52,18 @@ class Ema:
 
     def update(self) -> None:
         """Count a step, and take the weights in where it is due."""
-        weight = 1.0 - self._decay(self.steps) ** self._config.every_steps
+        share = 1.0 - self._decay(self.steps) ** self._config.every_steps
         self.steps += 1
         if self.steps % self._config.every_steps:
             return
-        averages = self.values
+        averages, weights = self.values, [flat.values for flat in self._flats]
         if self._thread is None:
-            _add(averages, [flat.values for flat in self._flats], weight)
+            torch._foreach_lerp_(averages, weights, share)
             return
-        for staged, flat in zip(self._staged, self._flats, strict=True):
-            staged.copy_(flat.values, non_blocking=True)
+        torch._foreach_copy_(self._staged, weights, non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        self._adding = self._thread.submit(self._add_staged, copied, weight)
+        self._adding = self._thread.submit(self._add_staged, copied, share)
 
     def squares(self) -> Tensor:
         """The squares of two norms over what this rank saves, weights − average and weights: float64 [2] where the
@@ -83,9 +82,9 @@ class Ema:
         if self._thread:
             self._thread.shutdown()
 
-    def _add_staged(self, copied: torch.cuda.Event, weight: float) -> None:
+    def _add_staged(self, copied: torch.cuda.Event, share: float) -> None:
         copied.synchronize()
-        _add(self._averages, self._staged, weight)
+        torch._foreach_lerp_(self._averages, self._staged, share)
 
     def _decay(self, steps: int) -> float:
         """The decay of a step after `steps` others: with warm-up min(decay, (1 + n) / (10 + n))."""
@@ -100,8 +99,3 @@ class Ema:
 def _square(values: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(values)
     return norm.double().square()
-
-
-def _add(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
-    for average, value in zip(averages, values, strict=True):
-        average.lerp_(value, weight)

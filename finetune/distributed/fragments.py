@@ -6,7 +6,7 @@ parameters. A rank saves its pieces; any other layout copies the overlaps.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class Flat:
     saved: bool = True
     """Whether this rank is the one that saves it."""
 
-    @property
+    @cached_property
     def values(self) -> Tensor:
         """The elements in one row, without their history; what is written there is the tensor's."""
         return self.tensor.detach().view(-1)

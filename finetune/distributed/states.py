@@ -151,9 +151,11 @@ class OptimizerState:
             self._write_8bit(flat, rows, int(numbers.get("step", 1)), blocks)
             return
         device = flat.tensor.device
+        # torch keeps the count of steps on the CPU, but for fused kernels, which count themselves.
+        fused = self._optimizer.param_groups[flat.group].get("fused")
+        counted = device if fused else torch.device("cpu")
         state = {key: row.view_as(flat.tensor) for key, row in rows.items()}
-        # torch keeps the count of steps on the CPU.
-        state |= {key: on_cpu(value) if key == "step" else _on(device, value) for key, value in numbers.items()}
+        state |= {key: _on(counted if key == "step" else device, value) for key, value in numbers.items()}
         state |= {key: _on(device, value) for key, value in blocks.items()}
         self._optimizer.state[flat.tensor] = state
 

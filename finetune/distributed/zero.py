@@ -18,6 +18,9 @@ VERSION = "0.19.8"
 AUTOCAST = {"fp32": {"enabled": False}, "bf16": {"enabled": True, "dtype": "bfloat16"}}
 # Gradients travel in fp32 under fp16: scaled sums over ranks would overflow where none of their parts does.
 AUTOCAST["fp16"] = {"enabled": True, "dtype": "float16", "lower_precision_safe_modules": []}
+BUCKET = 1 << 24
+"""Elements of gradients that are reduced together, while the backward pass goes on. DeepSpeed keeps two buffers of as
+many fp32 elements for each precision that gradients travel in; its own default would take 8 GB."""
 
 
 def check_version() -> None:
@@ -57,10 +60,13 @@ class Zero:
         config: StrategyConfig,
     ) -> None:
         self._ranks = ranks
+        # ZeRO-2 and 3 let go of gradients that are still being reduced, unless a bucket has taken them in.
+        bucket = BUCKET if config.name == "zero1" else max(BUCKET, max(p.numel() for p in names if p.requires_grad))
+        communication = {"overlap_comm": True, "reduce_bucket_size": bucket}
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # which nothing depends on
             "gradient_accumulation_steps": accumulation,
-            "zero_optimization": {"stage": int(config.name[-1]), **self.SETTINGS},
+            "zero_optimization": {"stage": int(config.name[-1]), **communication, **self.SETTINGS},
             "zero_allow_untested_optimizer": True,
             "data_types": {"grad_accum_dtype": "fp32"},
             "torch_autocast": AUTOCAST[config.precision],
@@ -74,11 +80,15 @@ class Zero:
         self.flats = self._partitions(names)
 
     def _partitions(self, names: Mapping[nn.Parameter, str]) -> list[Flat]:
-        """This rank's fp32 partition of every parameter group, with the parameters' pieces that it holds."""
-        groups = zip(self._sharded.single_partition_of_fp32_groups, self._sharded.bit16_groups, strict=True)
+        """This rank's partition of every parameter group, with the parameters' pieces that it holds. It lies in the
+        weights themselves; DeepSpeed's copy of it, made for weights of lower precision, is dropped."""
+        flats = self._sharded.single_partition_of_fp32_groups
+        for flat, partitions in zip(flats, self._sharded.parallel_partitioned_bit16_groups, strict=True):
+            flat.data = partitions[self._ranks.rank]
+        self._sharded._link_all_hp_params()  # which held the copies as well
         return [
             Flat(flat, [_piece(names[p], p._hp_mapping) for p in group if p._hp_mapping is not None], i)
-            for i, (flat, group) in enumerate(groups)
+            for i, (flat, group) in enumerate(zip(flats, self._sharded.bit16_groups, strict=True))
         ]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

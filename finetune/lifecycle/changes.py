@@ -43,6 +43,10 @@ SAFE = (
 """Patterns of the settings that may change between two starts of a run."""
 
 
+MOVABLE = ("data.latents",)
+"""Settings that may name another place, but must not be set or left out where they were not."""
+
+
 def is_safe(name: str) -> bool:
     """Whether a setting may change without a word."""
     return any(fnmatchcase(name, pattern) for pattern in SAFE)
@@ -69,7 +73,8 @@ def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> Chan
     Raises:
         UserError: there are such, and the user does not accept them; with a list.
     """
-    unsafe = {name: change for name, change in changes.items() if not is_safe(name)}
+    moved = {name for name in MOVABLE if None not in changes.get(name, (None,))}
+    unsafe = {name: change for name, change in changes.items() if not is_safe(name) and name not in moved}
     if unsafe and not accepted:
         raise UserError(
             f"the recipe has changed in what it trains since {checkpoint} was saved: put it back, or go on like this "

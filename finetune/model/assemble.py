@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from finetune.model.families import Components
@@ -53,17 +51,3 @@ class Trainee(nn.Module):
         told = None if pooled is None else {"text_embeds": pooled, "time_ids": size_and_crop.float()}
         prediction: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=told).sample
         return prediction
-
-
-@torch.no_grad()
-def encode_pixels(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Draw scaled latents from the VAE's posterior with the noise given.
-
-    Args:
-        pixels: uint8 [B, 3, H, W].
-        noise: standard normal [B, C, H/f, W/f], f the VAE's factor.
-    """
-    images = pixels.contiguous().float() / 127.5 - 1.0
-    posterior = vae.encode(images).latent_dist
-    latents: Tensor = (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
-    return latents

@@ -10,6 +10,7 @@ from finetune.errors import UserError
 ATTENTION = ("sdpa", "xformers")
 JOIN_CHUNKS = ("trim", "keep")
 PAD_CHUNKS = ("needed", "longest")
+CHECKPOINTING = ("none", "all", "auto")
 CHUNK_TOKENS = 75
 """Prompt tokens that CLIP reads at a time, beside the one that begins and the one that ends them."""
 
@@ -34,8 +35,11 @@ class ModelConfig:
     as kohya's scripts train), keep keeps them (77n, as webui samples)."""
     pad_chunks: str = "needed"
     """needed: as many chunks as the longest prompt of the micro-batch has; longest: always those of max_tokens."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: str = "none"
+    """Which blocks compute their activations again in the backward pass: none; all, for least memory and about a third
+    more time; auto, on a GPU as few as its memory needs, see memory.md."""
+    vae_slicing: bool = False
+    """Encode the pictures of a micro-batch one at a time: less memory, slower. Not needed with latents made before."""
     attention: str = "sdpa"
     """sdpa (torch) or xformers (needs a GPU and the `gpu` extra)."""
     compile: bool = False
@@ -59,6 +63,12 @@ class ModelConfig:
             raise UserError(f"model.compile_buckets is {self.compile_buckets}: use 1 or more, or model.compile=false")
         check_choice("model.join_chunks", self.join_chunks, JOIN_CHUNKS)
         check_choice("model.pad_chunks", self.pad_chunks, PAD_CHUNKS)
+        if self.gradient_checkpointing.lower() in ("true", "false"):
+            raise UserError(
+                f"model.gradient_checkpointing is {self.gradient_checkpointing.lower()}: write all where it was true, "
+                "none where it was false, or auto"
+            )
+        check_choice("model.gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING)
         check_choice("model.attention", self.attention, ATTENTION)
 
     @property

@@ -10,10 +10,12 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from finetune.errors import UserError
+from finetune.model.checkpointing import blocks, checkpoint_blocks
 from finetune.model.config import ModelConfig
 from finetune.model.parts import layout, load_module
 from finetune.model.single_file import empty_parts, load_single_file
 from finetune.model.text import PromptEncoder, load_tokenizers
+from finetune.model.vae import vae_factor
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 PARTS: Mapping[str, type[nn.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **TEXT_ENCODERS}
@@ -43,7 +45,7 @@ class Components:
     @property
     def vae_factor(self) -> int:
         """How many pixels one latent spans."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return vae_factor(self.vae)
 
     @property
     def latent_channels(self) -> int:
@@ -117,10 +119,11 @@ def _check(config: ModelConfig, components: Components) -> None:
 
 def _prepare(config: ModelConfig, components: Components) -> None:
     unet = components.unet
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        for text_encoder in components.prompt_encoder.encoders:
-            text_encoder.activation_checkpointing_enable()
+    if config.gradient_checkpointing == "all":
+        for module in (unet, *components.prompt_encoder.encoders):
+            checkpoint_blocks(module, blocks(module))
+    if config.vae_slicing:
+        components.vae.enable_slicing()
     if config.attention == "xformers":
         try:
             unet.enable_xformers_memory_efficient_attention()

@@ -75,9 +75,8 @@ class Interval:
 
     def take(self, batch: Batch) -> None:
         """Count a micro-batch that is trained."""
-        height, width = batch.pixels.shape[-2:]
         encoded = len(batch.input_ids) / len(batch.chunk_rows)
-        self.samples[Shape(width, height, batch.chunk_rows.shape[1], encoded)] += len(batch.facts)
+        self.samples[Shape(*batch.size, batch.chunk_rows.shape[1], encoded)] += len(batch.facts)
         for one in batch.facts:
             self.tokens[one.tokens] += 1
             self.tags += one.tags + one.dropped_tags

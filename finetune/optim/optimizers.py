@@ -37,6 +37,8 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
     "schedule_free_adamw": (pytorch_optimizer.ScheduleFreeAdamW, {}),
 }
 """Each optimizer with the arguments that make it the published one, which `optim.options` may override."""
+FUSED = ("adamw", "sgd")
+"""Optimizers of torch that on a GPU can step all parameters in a few kernels."""
 DEAD_ARGUMENTS = ("nesterov", "dampening", "amsgrad", "args")
 """What bitsandbytes' signatures have and its kernels do nothing with."""
 FAULTS = (
@@ -58,6 +60,8 @@ def build_optimizer(config: OptimConfig, groups: Mapping[str, Sequence[nn.Parame
     """
     build, defaults = OPTIMIZERS[config.name] if config.name in OPTIMIZERS else (own_optimizer(config.name), {})
     _check_taken(build, config)
+    if config.name in FUSED and torch.cuda.is_available():
+        defaults = {**defaults, "fused": True}
     param_groups: list[dict[str, Any]] = [{"params": list(group), "name": name} for name, group in groups.items()]
     try:
         optimizer = build(param_groups, lr=config.lr, **{**defaults, **config.arguments, **config.options})

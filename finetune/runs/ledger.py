@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.data.images import probe
 from finetune.data.journal import Journal
 from finetune.data.plan import FILL, Draw
 from finetune.errors import DataFault, UserError
@@ -104,7 +103,7 @@ def _sighting(opened: Opened, row: dict[str, Any], ids: set[int]) -> dict[str, A
         return {**facts, "crop": None, "mirrored": None, "prompt": None, "note": f"replaced by id:{trained}"}
     try:
         record = opened.sources.read(trained, draw.epoch, whole_shard=False)
-        crop, mirrored = opened.preparer.crop(probe(record.image), record, row["bucket"], draw)
+        crop, mirrored = opened.preparer.crop(opened.preparer.info(record), record, row["bucket"], draw)
     except DataFault as fault:
         return {**facts, "crop": None, "mirrored": None, "prompt": None, "note": f"cannot be read now: {fault}"}
     prompt = opened.preparer.prompt(record, draw, row["step"] - 1)

@@ -15,6 +15,7 @@ from finetune.data.ahead import cache_needed
 from finetune.data.plan import Plan
 from finetune.data.prepare import DataSet
 from finetune.data.remote import is_remote
+from finetune.data.sources import Sources
 from finetune.phases import Phase, Phases
 from finetune.recipes import read_recipe
 from finetune.runs.folder import AsJson
@@ -53,7 +54,7 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
         steps = laid.total_steps
         epochs = [_epoch(plan, epoch) for epoch in range(plan.epoch_of_step(steps - 1) + 1)]
         per_epoch = epochs[0]["draws"]
-        told = _told(dataset)
+        told = _told(dataset, sources)
         bytes_per_epoch = sum(source["bytes_per_epoch"] for source in told)
         return {
             "recipe": config.run.name,
@@ -76,16 +77,16 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
         }
 
 
-def _told(dataset: DataSet) -> list[dict[str, Any]]:
+def _told(dataset: DataSet, sources: Sources) -> list[dict[str, Any]]:
     facts = []
-    for name, source in dataset.data.all_sources.items():
-        index = dataset.indexes[name]
+    for (name, source), opened in zip(dataset.data.all_sources.items(), sources.all, strict=True):
+        index = opened.stored(0)
         repeats = source.repeats * index.repeats.astype(float)
         facts.append(
             {
                 "name": name,
-                "path": source.path,
-                "kind": index.kind,
+                "path": index.root if index.latents else source.path,
+                "kind": "latents" if index.latents else index.kind,
                 "remote": is_remote(index.location(0)) or is_remote(index.root),
                 "shards": len(index.shards),
                 "samples": len(index),

@@ -156,7 +156,7 @@ def test_a_shard_that_is_another_stops_no_thread(dataset: DataSet, server: Fault
     with Ahead(plan, sources, windows=4, downloads=1, step=0):
         wait_for(lambda: len(held(sources)) == 4)
     with pytest.raises(UserError, match=path.name):
-        sources.fetch(0, number)
+        sources.fetch(0, number, 0)
 
 
 @pytest.mark.parametrize("fault", ["hangs", "fails", None])

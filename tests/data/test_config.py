@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from finetune.data.config import SourceConfig
+from finetune.data.config import DataConfig, SourceConfig
 from finetune.errors import UserError
 
 
@@ -14,3 +14,9 @@ from finetune.errors import UserError
 def test_a_source_s_weight_is_finite_and_not_negative(weight: float, message: str) -> None:
     with pytest.raises(UserError, match=f"a source's loss_weight is {weight}: {message}"):
         SourceConfig("somewhere", loss_weight=weight)
+
+
+def test_latents_are_of_pictures_that_are_cut_alike_at_every_draw() -> None:
+    DataConfig(latents="here", flip=0.5)
+    with pytest.raises(UserError, match=r"data\.latents is given, and data\.random_crop=true"):
+        DataConfig(latents="here", random_crop=True)

@@ -13,7 +13,8 @@ from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
 from finetune.data.index import Index
 from finetune.data.journal import EXCLUDED, QUARANTINED, Exclusion, Journal, Quarantine
-from finetune.data.loader import Batch, LatentShape, MicroBatches, area_means, latent_mask, open_loader
+from finetune.data.latents import area_sums
+from finetune.data.loader import Batch, LatentShape, MicroBatches, latent_mask, open_loader
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import Plan
 from finetune.data.preparer import Preparer, Sample
@@ -277,12 +278,11 @@ def test_a_latent_s_mask_is_the_mean_over_its_pixels() -> None:
     mask = np.zeros((4, 6), dtype=np.uint8)
     mask[0, 0] = mask[:2, 2:4] = 255
     mask[3, 5] = 51
-    assert area_means(mask, 2).tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, pytest.approx(0.05)]]
-    found = latent_mask([None, mask], 2)
+    found = latent_mask([None, area_sums(mask, 2)], 2)
     assert found.shape == (2, 1, 2, 3)
     assert found.dtype == torch.float32
     assert (found[0] == 1.0).all()
-    assert torch.equal(found[1, 0], area_means(mask, 2))
+    assert found[1, 0].tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, pytest.approx(0.05)]]
     assert torch.equal(latent_mask([None, None, None], 2), torch.ones(3, 1, 1, 1))
 
 

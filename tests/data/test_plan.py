@@ -3,13 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.buckets import NONE
+from finetune.data.buckets import I64, NONE
 from finetune.data.layout import Layout, SourceSamples
 from finetune.data.plan import FILL, Chapter, Draw, MicroBatch, Plan, _last
 from finetune.data.samples import ids_of_rows, place_of
@@ -163,6 +164,29 @@ def test_a_world_only_slices_a_step(recipe: Recipe, world: int) -> None:
             for micro_batch in plan.step(step)[rank::world]
         ]
         assert sorted(slots) == [(m.first_slot, m.samples.tolist()) for m in plan.step(step)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(RECIPES, st.sampled_from([2, 3, 4]), st.integers(1, 2))
+def test_ranks_wait_for_one_another_as_little_as_they_can(recipe: Recipe, world: int, accumulated: int) -> None:
+    """Whatever the areas: if ranks meet after every micro-batch, no other way to deal them out waits less, and all
+    waits together are at most the largest area less the smallest; if they meet once a step, so is the wait of any."""
+    plan = replace(recipe, per_step=world * accumulated).plan()
+    areas = np.array([int(SIZES[m.bucket].prod()) for m in plan.step(0)])
+    ranks = np.stack([areas[rank::world] for rank in range(world)])  # [world, accumulated]
+    assert ranks.sum() == areas.sum()
+    spread = areas.max() - areas.min()
+    assert np.ptp(ranks, axis=0).sum() <= spread
+    assert np.ptp(ranks.sum(axis=1)) <= spread
+    others = (np.array(first) for first in combinations(areas, world))
+    if accumulated == 2:  # the largest of those that go first, and of all others
+        fewest = min(first.max() + _without(areas, first).max() for first in others)
+        assert ranks.max(axis=0).sum() == fewest
+
+
+def _without(areas: I64, some: I64) -> I64:
+    left = Counter(areas.tolist()) - Counter(some.tolist())
+    return np.array(list(left.elements()))
 
 
 @settings(deadline=None, max_examples=30)

@@ -160,7 +160,7 @@ def test_a_single_member_costs_little(server: FaultyServer, far: Sources) -> Non
     first, end = min(s.offset for s in spans.values()) - TAR_BLOCK, max(s.offset + s.size for s in spans.values())
     assert tar_requests(server) == [f"bytes={first}-{end - 1}"]
     server.requests.clear()
-    far.fetch(0, 0)
+    far.fetch(0, 0, 0)
     server.requests.clear()
     far.read(6, 0, whole_shard=False)  # the shard is at hand now
     assert tar_requests(server) == []
@@ -241,11 +241,11 @@ def test_a_far_shard_that_has_changed_stops_the_run(
 def test_a_file_dropped_between_finding_and_opening_it(
     server: FaultyServer, far: Sources, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    far.fetch(0, 0).unlink()
+    far.fetch(0, 0, 0).unlink()
     fetch, dropped = far.fetch, [0]
 
-    def unlucky(source: int, shard: int) -> Path:
-        path = fetch(source, shard)
+    def unlucky(source: int, shard: int, epoch: int) -> Path:
+        path = fetch(source, shard, epoch)
         if dropped[0] < 3:
             dropped[0] += 1
             path.unlink()
@@ -293,7 +293,7 @@ def test_near_and_far_shards_of_one_index(
     near = make_shards("near", count=10) / "shard-00000.tar"
     index_shards([str(near), f"{server.url}/shard-00000.tar"], tmp_path / "index", "auto", 1)
     sources = far_sources(tmp_path / "index", tmp_path)
-    assert [sources.is_remote(0, number) for number in range(2)] == [False, True]
+    assert [sources.is_remote(0, number, 0) for number in range(2)] == [False, True]
     sources.verify()
     wanted = read_all(near.parent)
     assert every(sources, whole_shard=True)[: len(wanted)] == wanted

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worker import RATES, Trainer, load_all, save
 
 from finetune.optim.config import EmaConfig, OptimConfig
+from tests.distributed.worker import RATES, Trainer, load_all, save
 
 OPTIMIZERS = ("adamw", "adamw8bit")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worker import HALF, RATES, STEPS, Trainer, large_tensors, load_all, save
 
 from finetune.optim.config import UNSHARDABLE, EmaConfig, OptimConfig, ScheduleConfig
 from finetune.optim.optimizers import OPTIMIZERS
 from finetune.strategy import DIVIDED
+from tests.distributed.worker import HALF, RATES, STEPS, Trainer, large_tensors, load_all, save
 
 LR = {"lion": 1e-3, "lion8bit": 1e-3, "sgd": 0.3, "sgd8bit": 0.3, "prodigy": 1.0, "dadapt_adam": 1.0}
 OPTIONS = {"prodigy": {"d0": 1e-3}, "dadapt_adam": {"d0": 1e-3}}

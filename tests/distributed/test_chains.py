@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.forks import Forks
+from tests.forks import ended
 
 pytestmark = pytest.mark.slow
 STEPS = 3
@@ -26,7 +26,7 @@ Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks):  # type: ignore[no-untyped-def]
+def run(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """Train a chain, or its first link alone for as long: (name, whole) -> the results of each link."""
     done: dict[tuple[Any, ...], tuple[Results, Path]] = {}
 
@@ -35,7 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks):  # type: ignore
         if key not in done:
             folder = tmp_path_factory.mktemp(strategy)
             output = str(folder / "results")
-            forks.run("chain", world, strategy, str(first), str(steps), output, str(folder), str(load or "-"))
+            given = (strategy, str(first), str(steps), output, str(folder), str(load or "-"))
+            ended(folder / "log", "tests.distributed.chain", *given, processes=world)
+            assert Path(output).exists(), (folder / "log").read_text()[-4000:]
             done[key] = torch.load(output, weights_only=True), folder
         return done[key]
 

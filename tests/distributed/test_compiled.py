@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tests.distributed.forks import Forks
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.forks import Forks
+from tests.forks import ended
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
@@ -25,7 +25,7 @@ class Launched:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory, forks: Forks):  # type: ignore[no-untyped-def]
+def launch(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """Start worker.py, once for the same arguments: (strategy, world, optimizer, states) -> Launched."""
     done: dict[tuple[Any, ...], Launched] = {}
 
@@ -34,7 +34,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory, forks: Forks):  # type: ign
         if key not in done:
             folder = tmp_path_factory.mktemp(f"{strategy}-{world}-{optimizer}")
             results = folder / "results"
-            forks.run("worker", world, strategy, optimizer, str(results), str(folder), str(load or "-"))
+            given = (strategy, optimizer, str(results), str(folder), str(load or "-"))
+            ended(folder / "log", "tests.distributed.worker", *given, processes=world)
+            assert results.exists(), (folder / "log").read_text()[-4000:]
             done[key] = Launched(torch.load(results, weights_only=True), folder)
         return done[key]
 

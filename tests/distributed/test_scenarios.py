@@ -12,7 +12,7 @@ from finetune.checkpoint.rows import SavedRows
 from finetune.optim.config import UNSHARDABLE
 from finetune.optim.optimizers import OPTIMIZERS
 from finetune.strategy import DIVIDED
-from tests.distributed.forks import Forks
+from tests.forks import ended
 
 SHORT = 8
 pytestmark = pytest.mark.slow
@@ -27,12 +27,14 @@ Weights = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where each strategy's launch has left its results and states; each could load what the one before has saved."""
     made: dict[str, Path] = {}
     for strategy, world in WORLD.items():
         folder, before = tmp_path_factory.mktemp(strategy), [*made.values(), "-"][len(made) - 1]
-        forks.run("scenarios", world, strategy, str(folder / "results"), str(folder), str(before))
+        given = (strategy, str(folder / "results"), str(folder), str(before))
+        ended(folder / "log", "tests.distributed.scenarios", *given, processes=world)
+        assert (folder / "results").exists(), (folder / "log").read_text()[-4000:]
         made[strategy] = folder
     return made
 

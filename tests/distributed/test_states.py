@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.distributed.fragments import Flat, Piece, RankState, Saved
+from finetune.distributed.fragments import Flat, Piece, RankState, Saved, whole
 from finetune.distributed.states import OptimizerState
 from finetune.errors import UserError
 from finetune.optim.config import OptimConfig, ScheduleConfig, state_kind
@@ -192,3 +192,15 @@ def test_a_parameter_that_has_not_trained_so_far_stays_as_it_is() -> None:
     assert torch.equal(after.flats[0].values, before.flats[0].values)
     assert torch.equal(after.flats[1].values, kept)
     assert after.flats[1].tensor not in after.optimizer.state
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_are_counted_where_torch_looks_for_them(fused: bool) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(4, device="meta"))
+    optimizer = torch.optim.AdamW([parameter], fused=fused)
+    state = OptimizerState(optimizer, "adam", [whole("a", parameter)], [["a"]])
+    moment = {"start": 0, "param": torch.zeros(4), "exp_avg": torch.zeros(4), "step": torch.tensor(3.0)}
+    saved = {"fragments": {"a": [moment]}, "blocks": [], "kind": "adam", "groups": [{"names": ["a"], "counted": {}}]}
+    assert list(state.load(Saved(lambda rank: saved, 1))) == [None]
+    assert optimizer.state[parameter]["exp_avg"].device.type == "meta"
+    assert optimizer.state[parameter]["step"].device.type == ("meta" if fused else "cpu")

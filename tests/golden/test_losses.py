@@ -8,14 +8,13 @@ a gradient's norm: each maker has losses of its own.
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from finetune.monitor.files import read_lines
+from tests.forks import ended
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).with_name("losses.json")
@@ -26,10 +25,11 @@ SMALL = [
 ]
 RATES = ["optim=adamw", "optim.lr=1e-3", "optim.text_encoder_lr=1e-4"]
 LARGER = "buckets: {resolution_px: 96, max_side_px: 128}, micro_batch: 2, optim: {text_encoder_lr: 1e-5}"
+WHOLE = "model.vae_slicing=false"  # single pictures are convolved in another order, and round otherwise
 RECIPES = {
-    "hyperfusion": ["conf=hyperfusion", *RATES, "phases=[{until: 6 steps}]"],
+    "hyperfusion": ["conf=hyperfusion", *RATES, WHOLE, "phases=[{until: 6 steps}]"],
     "hyperfusion in phases": [
-        *("conf=hyperfusion", *RATES, "optim.name=adamw8bit"),
+        *("conf=hyperfusion", *RATES, WHOLE, "optim.name=adamw8bit"),
         f"phases=[{{until: 1 epochs}}, {{until: 2 epochs, {LARGER}}}, {{until: 17 steps, optim: {{name: adopt}}}}]",
     ],
     "demo": ["conf=demo", "phases=[{until: 6 steps}]"],
@@ -42,8 +42,8 @@ def test_losses_are_those_of_before(
 ) -> None:
     shards = make_shards("golden")
     paths = [f"data.shards={shards}", f"model.path={tiny_model}", f"run.folder={tmp_path}", "run.name=golden"]
-    command = [sys.executable, "-m", "finetune", *RECIPES[name], *SMALL, *paths]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    log = tmp_path / "log"
+    assert ended(log, "finetune", *RECIPES[name], *SMALL, *paths) == 0, log.read_text()
     lines = read_lines(tmp_path / "golden" / "metrics.jsonl")
     found = {key: [line[key] for line in lines] for key in ("loss", "grad_norm")}
     golden, maker = json.loads(GOLDEN.read_text()), processor_maker()

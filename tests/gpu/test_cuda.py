@@ -28,6 +28,7 @@ from finetune.step import TrainingStep, trial_batch
 from finetune.stopwatch import Stopwatch, take_memory_peak
 from finetune.strategy import StrategyConfig
 from finetune.warmup import least_trained
+from tests.bench.running import FromMemory, Steps, first_batches, recipe, running, small_shards
 
 pytestmark = [
     pytest.mark.gpu,
@@ -261,3 +262,25 @@ def test_deciles_and_the_distance_of_the_average_are_those_of_the_cpu(tiny_model
     weights = torch.cat([p.detach().flatten().double() for p in run.trainee.trainable.values()])
     expected = ((weights - average).norm() / weights.norm()).item()
     assert run.distributed.ema_distance() == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_in_a_step_waits_for_the_device_but_for_whether_it_may_be_made(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    small_shards(tmp_path / "squares-64", 64, 16)
+    steps = ["phases=[{until: 8 steps}]", "train.micro_batch=2", "train.global_batch=8", "data.workers=0"]
+    unwatched = ["monitor.tensorboard=false", "monitor.wandb.mode=disabled", "strategy.precision=bf16"]
+    with running(recipe(tmp_path, "run", tiny_model, 64, *steps, *unwatched)) as run:
+        batches = FromMemory(first_batches(run, 4))
+        Steps(run, batches).take(2)  # kernels are loaded, memory is had
+        rates = run.parts.engine.rates(run.parts.phases.at(2), 2, 8)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            losses, _, _ = run.accumulate(2, batches)
+            norm = run.distributed.gradient_norm()
+            run.distributed.share(losses.weighted, (False,), losses.by_decile)
+            run.distributed.step(list(rates.values()))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(norm)
+        assert torch.isfinite(losses.weighted)

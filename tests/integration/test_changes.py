@@ -31,8 +31,7 @@ def test_what_was_trained_is_kept_when_nothing_trains_it_any_more_and_may_train_
             *(f"phases=[{{until: {until} steps}}]", f"optim.text_encoder_lr={text_encoder_lr}"),
         ]
         log = tmp_path / "log"
-        processes.finish(processes.launch(log, *arguments, processes=1), tmp_path / "run", log)
-        return tmp_path / "run"
+        return processes.trained(tmp_path / "run", log, *arguments)
 
     def exported(run: Path) -> dict[str, torch.Tensor]:
         return load_file(run / TEXT_ENCODER)

@@ -23,6 +23,7 @@ from finetune.data.samples import place_of
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
 from finetune.monitor.status import read_status
+from tests import forks
 from tests.helpers import sample_ids
 from tests.servers import faulty_http
 
@@ -49,16 +50,16 @@ def arguments(runs: Path, model: Path, steps: int, *overrides: str) -> list[str]
 
 def train(runs: Path, model: Path, steps: int, *overrides: str) -> Path:
     """The run's folder, after so many steps of the demo's recipe."""
-    command = [sys.executable, "-m", "finetune", *arguments(runs, model, steps, *overrides)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=DEADLINE_S, check=False)
-    assert done.returncode == 0, done.stderr
+    log = runs.with_suffix(".log")
+    assert forks.ended(log, "finetune", *arguments(runs, model, steps, *overrides)) == 0, log.read_text()
     return runs / "demo"
 
 
-def look(*arguments: str) -> Any:
-    command = [sys.executable, "-m", "finetune.runs", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-    return json.loads(done.stdout)
+def look(folder: Path, *arguments: str) -> Any:
+    log = folder / "shown.json"
+    log.unlink(missing_ok=True)
+    assert forks.ended(log, "finetune.runs", *arguments, "--json") == 0, log.read_text()
+    return json.loads(log.read_text())
 
 
 def draws(ledger: pa.Table) -> Counter[tuple[int, int]]:
@@ -85,7 +86,7 @@ def test_the_plan_command_predicts_what_the_ledger_records(shards: Path, tmp_pat
     )
     overrides = ("data.shards=null", sources)
     steps = 56
-    told = look("plan", *arguments(tmp_path / "runs", tiny_model, steps, *overrides))
+    told = look(tmp_path, "plan", *arguments(tmp_path / "runs", tiny_model, steps, *overrides))
     run = train(tmp_path / "runs", tiny_model, steps, *overrides)
     ledger = read_ledger(run / "ledger")
     assert told["steps"] == steps == max(ledger["step"].to_pylist())
@@ -106,12 +107,12 @@ def test_the_plan_command_predicts_what_the_ledger_records(shards: Path, tmp_pat
     both = draws(ledger)
     assert all(both[0, s] + both[1, s] == 1 for (e, s) in both if place_of(s).source == 1 and e < 2)
 
-    summary = {row["epoch"]: row for row in look("ledger", str(run))}
+    summary = {row["epoch"]: row for row in look(tmp_path, "ledger", str(run))}
     assert summary[0]["draws"] == told["draws_per_epoch"]
     in_effect = [(e["source"], e["tags"], e["caption"]) for e in events(run, "prompts")]
     assert in_effect == [("main", 0.5, 0.5), ("half", 0.5, 0.5), ("loose", 0.5, 0.5)]
     half = next(sample for (_, sample) in counts if place_of(sample).source == 1)
-    (seen, *_) = look("ledger", str(run), "--sample", f"id:{half}")
+    (seen, *_) = look(tmp_path, "ledger", str(run), "--sample", f"id:{half}")
     assert seen["prompt"] == ""
 
 
@@ -132,10 +133,9 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
         + "\n"
         + json.dumps({"id": sample_ids(index)[5], "exclude": True})
     )
-    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)]
-    refused = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert refused.returncode == 2
-    assert "has grown by 1 shards since the run began: set data.on_change=next_epoch" in refused.stderr
+    log = tmp_path / "log"
+    assert forks.ended(log, "finetune", *arguments(tmp_path / "runs", tiny_model, 40, *overrides)) == 2
+    assert "has grown by 1 shards since the run began: set data.on_change=next_epoch" in log.read_text()
 
     train(tmp_path / "runs", tiny_model, 40, *overrides, "data.on_change=next_epoch")
     counts = draws(read_ledger(run / "ledger"))
@@ -145,7 +145,7 @@ def test_an_index_that_has_grown_and_an_overlay_are_taken_in_at_an_epoch_s_borde
     assert {sample for epoch, sample in counts if epoch == 0} == before
     assert {sample for epoch, sample in counts if epoch == 1} == grown - {left_out}
     assert set(counts.values()) == {1}
-    prompts = {row["epoch"]: row["prompt"] for row in look("ledger", str(run), "--sample", "id:0")}
+    prompts = {row["epoch"]: row["prompt"] for row in look(tmp_path, "ledger", str(run), "--sample", "id:0")}
     assert prompts[0] == "first edition"
     assert prompts[1] == "second edition"
     journal = json.loads((run / "journal.json").read_text())
@@ -157,15 +157,15 @@ def test_an_overlay_that_changes_while_the_run_goes_on(shards: Path, tmp_path: P
     overlay.write_text(json.dumps({"key": index.key(0), "tags": ["before"]}))
     source = f"data.sources={{main: {{path: {shards}, overlay: {{path: {overlay}}}}}}}"
     overrides = ("data.shards=null", source, "captions.drop=0", "captions.mix.caption=0")
-    command = [sys.executable, "-m", "finetune", *arguments(tmp_path / "runs", tiny_model, 30, *overrides)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+    process = forks.server().start(
+        tmp_path / "log", "finetune", *arguments(tmp_path / "runs", tiny_model, 30, *overrides)
+    )
     run = tmp_path / "runs" / "demo"
     wait_for(lambda: (run / "status.json").exists() and read_status(run)["step"] >= 1, process)
     overlay.write_text(json.dumps({"key": index.key(0), "tags": ["after"]}))
-    assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+    assert process.wait() == 0, (tmp_path / "log").read_text()
     (changed,) = events(run, "data changed")
-    prompts = {row["epoch"]: row["prompt"] for row in look("ledger", str(run), "--sample", index.key(0))}
+    prompts = {row["epoch"]: row["prompt"] for row in look(tmp_path, "ledger", str(run), "--sample", index.key(0))}
     assert prompts[0] == "before"
     assert all(prompt == ("after" if epoch >= changed["epoch"] else "before") for epoch, prompt in prompts.items())
     assert prompts[3] == "after"
@@ -199,13 +199,11 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
         index_shards(names, tmp_path / "index", "auto", workers=1)
         cache = (f"data.cache.folder={tmp_path / 'cache'}", "data.cache.timeout_s=1", "data.cache.alert_after_s=0.5")
         given = arguments(tmp_path / "runs", tiny_model, 12, f"data.shards={tmp_path / 'index'}", *cache)
-        command = [sys.executable, "-m", "finetune", *given]
         run = tmp_path / "runs" / "demo"
         server.requests.clear()
 
-        def start() -> subprocess.Popen[bytes]:
-            with (tmp_path / "log").open("ab") as log:
-                return subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
+        def start() -> forks.Fork:
+            return forks.server().start(tmp_path / "log", "finetune", *given)
 
         # The sizes of the shards are asked for first; after that nothing comes for a while.
         process = start()
@@ -220,7 +218,7 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
         server.heal()
         server.hang_next(1, 3.0)
         process = start()
-        assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+        assert process.wait() == 0, (tmp_path / "log").read_text()
     assert events(run, "data outage")
     assert read_ledger(run / "ledger").equals(read_ledger(whole / "ledger"))
     losses = [[line["loss"] for line in read_lines(folder / "metrics.jsonl")] for folder in (run, whole)]
@@ -230,15 +228,14 @@ def test_an_outage_pauses_the_run_and_loses_nothing(shards: Path, tmp_path: Path
 def test_a_shard_that_vanishes_while_the_run_goes_on(shards: Path, tmp_path: Path, tiny_model: Path) -> None:
     whole = train(tmp_path / "whole", tiny_model, 24, f"data.shards={shards}")
     given = arguments(tmp_path / "runs", tiny_model, 24, f"data.shards={shards}", "data.cache.alert_after_s=0.5")
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "finetune", *given], stdout=log, stderr=log, env=ENVIRONMENT)
+    process = forks.server().start(tmp_path / "log", "finetune", *given)
     run = tmp_path / "runs" / "demo"
-    wait_for(lambda: (run / "events.jsonl").exists(), process)
+    wait_for((run / "events.jsonl").exists, process)
     away = [path.rename(path.with_suffix(".away")) for path in sorted(shards.glob("*.tar"))]
     paused = wait_until(lambda: (run / "status.json").exists() and read_status(run)["state"] == "paused", 20)
     for path in away:
         path.rename(path.with_suffix(".tar"))
-    assert process.wait(timeout=DEADLINE_S) == 0, (tmp_path / "log").read_text()
+    assert process.wait() == 0, (tmp_path / "log").read_text()
     assert paused == bool(events(run, "data outage"))
     assert paused == bool(events(run, "data is back"))
     assert read_ledger(run / "ledger").equals(read_ledger(whole / "ledger"))
@@ -249,7 +246,7 @@ def look_status(run: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False, env=ENVIRONMENT).returncode
 
 
-def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(reached: Callable[[], bool], process: forks.Fork) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not reached():
         assert process.poll() is None

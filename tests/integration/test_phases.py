@@ -17,6 +17,7 @@ GROWN, FROZEN, ADOPTED, END = 7, 11, 14, 17
 """The steps before which the second, third and fourth phase begin, and where the run ends."""
 BORDERS = {"single": (GROWN, FROZEN, ADOPTED), "zero2": (ADOPTED,)}
 """Those from which a run is gone on with; a launch of two ranks takes its time."""
+WORLD = {"single": 1, "zero2": 2}
 BATCH = 8
 LARGER = "buckets: {resolution_px: 96, max_side_px: 128}, micro_batch: 2"
 PHASES = [
@@ -35,9 +36,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def start(runs: Path, shards: Path, model: Path, strategy: str):  # type: ignore[no-untyped-def]
-    return processes.launch(
-        runs / "log",
+def arguments(runs: Path, shards: Path, model: Path, strategy: str) -> tuple[str, ...]:
+    return (
         "conf=hyperfusion",
         *(f"run.folder={runs}", f"data.shards={shards}", f"model.path={model}", f"strategy={strategy}"),
         *(
@@ -51,14 +51,12 @@ def start(runs: Path, shards: Path, model: Path, strategy: str):  # type: ignore
         *("data.window_shards=1", "data.held_out=0.1", "monitor.validation.every_steps=5", "ema.decay=0.9"),
         *("checkpoint.every_steps=3", "checkpoint.keep=100", "monitor.flush_every_steps=1"),
         *("monitor.samples.every_steps=0", "monitor.wandb.mode=disabled", "monitor.tensorboard=false"),
-        processes=2 if strategy == "zero2" else 1,
     )
 
 
 def run_through(runs: Path, shards: Path, model: Path, strategy: str) -> Path:
-    run = runs / "hyperfusion"
-    processes.finish(start(runs, shards, model, strategy), run, runs / "log")
-    return run
+    given = arguments(runs, shards, model, strategy)
+    return processes.trained(runs / "hyperfusion", runs / "log", *given, processes=WORLD[strategy])
 
 
 @pytest.fixture(scope="module", params=["single", "zero2"])
@@ -132,7 +130,8 @@ def test_deciles_and_the_average_are_told(whole: Path) -> None:
 def test_a_run_killed_in_a_phase_goes_on_as_if_nothing_had_happened(
     strategy: str, whole: Path, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, shards, tiny_model, strategy)
+    given = arguments(tmp_path, shards, tiny_model, strategy)
+    process = processes.launch(tmp_path / "log", *given, processes=WORLD[strategy])
     latest = tmp_path / "hyperfusion" / "checkpoints" / "latest"
     processes.kill_when(process, lambda: latest.exists() and latest.read_text() == f"step-{9:08d}", tmp_path / "log")
     assert_same(run_through(tmp_path, shards, tiny_model, strategy), whole)

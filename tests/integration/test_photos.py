@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -43,9 +42,9 @@ def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(photos: Path, runs: Path, *more: str, count: int = 2) -> subprocess.Popen[bytes]:
-    """Start the command of the README with a tiny model and overrides of size alone."""
-    arguments = [
+def arguments(photos: Path, runs: Path) -> tuple[str, ...]:
+    """The recipe of the README with a tiny model and overrides of size alone."""
+    return (
         "conf=hyperfusion",
         f"run.folder={runs}",
         f"model.path={photos / 'model'}",
@@ -58,17 +57,18 @@ def launch(photos: Path, runs: Path, *more: str, count: int = 2) -> subprocess.P
             f"monitor.samples.every_steps={STEPS}",
         ),
         *("monitor.samples.sizes_px=[[64,64]]", "monitor.samples.steps=3"),
-        *more,
-    ]
-    return processes.launch(runs / "log", *arguments, processes=count)
+    )
 
 
-def finish(process: subprocess.Popen[bytes], runs: Path) -> None:
-    processes.finish(process, runs / "hyperfusion", runs / "log")
+def finish(photos: Path, runs: Path, *more: str, count: int = 2) -> Path:
+    """Do the run to its end; its folder."""
+    given = arguments(photos, runs)
+    return processes.trained(runs / "hyperfusion", runs / "log", *given, *more, processes=count)
 
 
-def kill_after(process: subprocess.Popen[bytes], runs: Path, step: int, *, launcher_alone: bool) -> None:
-    """SIGKILL, once the checkpoint of a step is there, in the middle of the steps that follow."""
+def kill_after(photos: Path, runs: Path, step: int, *, launcher_alone: bool) -> None:
+    """Start the run, and SIGKILL it once the checkpoint of a step is there, in the middle of the steps that follow."""
+    process = processes.launch(runs / "log", *arguments(photos, runs), processes=2)
     latest = runs / "hyperfusion" / "checkpoints" / "latest"
 
     def saved() -> bool:
@@ -80,17 +80,15 @@ def kill_after(process: subprocess.Popen[bytes], runs: Path, step: int, *, launc
 @pytest.fixture(scope="module")
 def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("uninterrupted")
-    finish(launch(photos, runs), runs)
-    return runs / "hyperfusion"
+    return finish(photos, runs)
 
 
 @pytest.fixture(scope="module")
 def killed_twice(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("killed")
-    kill_after(launch(photos, runs), runs, EVERY, launcher_alone=True)
-    kill_after(launch(photos, runs), runs, 2 * EVERY, launcher_alone=False)
-    finish(launch(photos, runs), runs)
-    return runs / "hyperfusion"
+    kill_after(photos, runs, EVERY, launcher_alone=True)
+    kill_after(photos, runs, 2 * EVERY, launcher_alone=False)
+    return finish(photos, runs)
 
 
 def losses(run: Path) -> list[str]:
@@ -142,9 +140,10 @@ def test_one_process_goes_on_with_what_two_began(
     photos: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     runs = tmp_path_factory.mktemp("moved")
-    kill_after(launch(photos, runs), runs, 2 * EVERY, launcher_alone=False)
-    finish(launch(photos, runs, "strategy=zero1", count=1), runs)
-    moved = runs / "hyperfusion"
+    begun = shutil.copytree(uninterrupted, runs / "hyperfusion")
+    for step in range(3 * EVERY, STEPS + 1, EVERY):
+        shutil.rmtree(begun / "checkpoints" / f"step-{step:08d}")
+    moved = finish(photos, runs, "strategy=zero1", count=1)
     assert read_ledger(moved / "ledger").equals(read_ledger(uninterrupted / "ledger"))
     assert losses(moved)[: 2 * EVERY] == losses(uninterrupted)[: 2 * EVERY]
     before, after = ([line["loss"] for line in read_lines(run / "metrics.jsonl")] for run in (uninterrupted, moved))

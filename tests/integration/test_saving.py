@@ -9,7 +9,7 @@ from safetensors import safe_open
 from finetune.checkpoint.manifest import read_manifest
 from finetune.checkpoint.store import finished
 from finetune.monitor.files import read_lines
-from tests import processes
+from tests.processes import trained
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_a_run_is_exported_and_copied_as_it_goes_and_goes_on_from_its_copies(
             *("checkpoint.every_steps=2", "checkpoint.keep=1", f"checkpoint.upload={far}", "export.every_steps=4"),
             *(f"phases=[{{until: {steps} steps}}]", "run.accept_changes=true"),
         ]
-        processes.finish(processes.launch(log, *arguments, processes=1), run, log)
+        trained(run, log, *arguments)
 
     def events(kind: str) -> list[dict[str, object]]:
         return [event for event in read_lines(run / "events.jsonl") if event["kind"] == kind]

@@ -20,6 +20,7 @@ DECIDES = (
     *("model.path", "model.config", "model.clip_skip", "model.max_tokens", "model.join_chunks", "model.pad_chunks"),
     *("data.sources", "data.sources.*.repeats", "data.sources.*.captions", "data.sources.*.loss_weight", "data.text"),
     *("data.window_shards", "data.flip", "data.random_crop", "data.background", "data.mask", "data.held_out"),
+    "data.latents",
     *("data.buckets.*", "ema.decay", "ema.warmup", "ema.every_steps"),
 )
 """What decides on what is trained."""
@@ -55,7 +56,7 @@ def test_the_docs_name_what_may_change() -> None:
     [
         ["checkpoint.every_steps=7", "checkpoint.keep=9", "monitor.samples.prompts=[a fox]"],
         ["strategy=zero2", "strategy.precision=fp32", "strategy.threads=4", "data.workers=8", "run.folder=/elsewhere"],
-        ["data.shards=/moved", "data.cache.size_gib=1", "model.gradient_checkpointing=true", "ema.device=model"],
+        ["data.shards=/moved", "data.cache.size_gib=1", "model.gradient_checkpointing=all", "ema.device=model"],
         ["resume=never", "run.accept_changes=true", "run.max_crashes_at_step=9", "data.exclude=bad.txt"],
     ],
 )
@@ -105,6 +106,17 @@ def test_a_setting_that_an_older_version_did_not_have_was_as_it_is_by_default() 
     del older["optim"]["max_grad_norm"], older["ema"]
     assert unsafe(BASE, older) == []
     assert unsafe(recipe("optim.text_encoder_lr=1e-4", "optim.max_grad_norm=2"), older) == ["optim.max_grad_norm"]
+
+
+def test_latents_may_lie_elsewhere_but_not_take_the_place_of_pictures() -> None:
+    live, here, there = (
+        recipe("optim.text_encoder_lr=1e-4", *given)
+        for given in ([], ["data.latents=/here"], ["data.latents=s3://there"])
+    )
+    check_changes(recipe_changes(here, there, BASE), Path("step-5"), accepted=False)
+    for before, after in ((live, here), (here, live)):
+        with pytest.raises(UserError, match=r"run\.accept_changes=true"):
+            check_changes(recipe_changes(before, after, BASE), Path("step-5"), accepted=False)
 
 
 def test_a_setting_that_is_gone_is_a_change() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.optim.config import ESTIMATORS, OptimConfig, ScheduleConfig, state_kind
 from finetune.optim.config import OPTIMIZERS as ALLOWED
-from finetune.optim.optimizers import OPTIMIZERS, build_optimizer, check_optimizer
+from finetune.optim.optimizers import FUSED, OPTIMIZERS, build_optimizer, check_optimizer
 from tests.optim import published
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -244,6 +244,28 @@ def test_steps_in_batches_of_tensors_as_on_a_gpu_are_the_same(name: str) -> None
         options = {"foreach": batched}
         losses.append(train(build_optimizer(config(name, options=options), grouped(network)), 10))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_steps_in_fused_kernels_are_the_same(name: str) -> None:
+    """Losses of 10 steps; fp32 in another order, 1e-4."""
+    losses = []
+    for fused in (True, False):
+        network, train = regression()
+        losses.append(train(build_optimizer(config(name, options={"fused": fused}), grouped(network)), 10))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fused_kernels_are_for_gpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [nn.Parameter(torch.ones(3))]
+    assert not build_optimizer(config(name), {"unet": parameters}).param_groups[0].get("fused")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fused = build_optimizer(config(name), {"unet": parameters}).param_groups[0].get("fused")
+    assert bool(fused) == (name in FUSED)
+    if name in FUSED:
+        overridden = build_optimizer(config(name, options={"fused": False}), {"unet": parameters})
+        assert overridden.param_groups[0]["fused"] is False
 
 
 def test_options_override_what_makes_it_the_published_one() -> None:

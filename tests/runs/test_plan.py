@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from finetune.data.index import Index
 from finetune.errors import UserError
 from finetune.runs.__main__ import app
+from finetune.runs.plan import predicted
+from tests.encoded import encoded, recipe
 
 SMALL = ["data.buckets.resolution_px=64", "data.buckets.max_side_px=96", "data.buckets.step_px=16"]
 BATCH = ["train.micro_batch=4", "train.global_batch=8", "phases=[{until: 2.5 epochs}]", "data.window_shards=1"]
@@ -81,3 +83,13 @@ def test_it_shows_tables(shards: Path) -> None:
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no index"):
         CliRunner().invoke(app, ["plan", "conf=demo", f"data.shards={tmp_path}"], catch_exceptions=False)
+
+
+def test_the_volume_is_that_of_latents_where_they_are_read(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = recipe(shards, tiny_model, latents=str(tmp_path / "latents"))
+    (outcome,) = encoded(config, tmp_path)
+    facts, index = predicted(config, 10.0), Index.load(outcome.folder)
+    assert facts["bytes_per_epoch"] == index.sizes().sum() < outcome.size
+    (source,) = facts["sources"]
+    assert (source["kind"], source["path"], source["bytes"]) == ("latents", str(outcome.folder), outcome.size)
+    assert facts["draws_per_epoch"] == source["samples"] == 60

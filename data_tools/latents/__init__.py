@@ -1,0 +1,1 @@
+"""Encoding the pictures of a recipe once, before training."""
