@@ -25,7 +25,8 @@ SAFE = (
     "strategy.threads",
     "model.gradient_checkpointing",
     "model.attention",
-    "model.compile*",
+    "model.compile",
+    "model.compile_buckets",
     "ema.device",
     # Where the same data lies, which its fingerprint tells, and how it is read.
     "data.shards",
