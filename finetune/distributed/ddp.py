@@ -36,7 +36,7 @@ class Ddp(Single):
     def clear(self) -> None:
         """Drop all gradients, also in the midst of a step. They stay parts of torch's buckets: others would be made for
         what is added up, beside the buckets."""
-        torch._foreach_zero_([flat.tensor.grad for flat in self.flats])
+        torch._foreach_zero_([flat.tensor.grad for flat in self.flats if flat.tensor.grad is not None])
         self._expect(0)
 
     def close(self) -> None:
