@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.forks import ended
 
 pytestmark = pytest.mark.slow
