@@ -3,7 +3,7 @@ computes on torch's meta device, where it takes a second."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,20 +63,25 @@ class Activations:
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         self._autocast = Autocast(self._trainee, PRECISIONS[precision])
         # In fp16 the VAE's activations would overflow: it computes in fp32.
-        self._encoding = Autocast(self._vae, torch.float32 if precision == "fp16" else PRECISIONS[precision])
+        self._lower_vae = Autocast(self._vae, torch.float32 if precision == "fp16" else PRECISIONS[precision])
         self.block_names = list(blocks(self._trainee))
         """Of all that can be checkpointed."""
+        self.encoding = cache(self._encoding_peak)
+        self._peak = cache(self._training_peak)
 
     def training(self, size: Size, checkpointed: Collection[str] = ()) -> int:
         """The most bytes at a time in the forward and backward pass, whose gradients are added to others."""
+        return self._peak(size, frozenset(checkpointed))
+
+    def _training_peak(self, size: Size, checkpointed: frozenset[str]) -> int:
         checkpoint_blocks(self._trainee, checkpointed, _checkpoint)
         with self._counting() as live:
             torch.autograd.backward([self._forward(size).float().square().mean()])
         return live.peak
 
-    def encoding(self, size: Size) -> int:
+    def _encoding_peak(self, size: Size) -> int:
         """The most bytes at a time while the VAE encodes."""
-        with self._counting() as live, self._encoding:
+        with self._counting() as live, self._lower_vae:
             pixels = torch.empty(size.samples, 3, size.height, size.width, dtype=torch.uint8)
             encode_pixels(self._vae, pixels, torch.empty(self._latents(size)))
         return live.peak

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,10 +28,18 @@ EPOCHS_SHOWN = 20
 def plan(
     arguments: Annotated[list[str], typer.Argument(help="conf=NAME key=value …, as for training.")],
     images_per_s: Annotated[float, typer.Option(min=0.001, help="Speed for which time and volume are told.")] = 10.0,
+    memory: Annotated[bool, typer.Option("--memory", help="Tell what it takes of a GPU's memory instead.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, for --memory.")] = 1,
+    gpu_gib: Annotated[float | None, typer.Option(min=1, help="Memory of each, for --memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a recipe will do with its data: samples, buckets, steps, repeats, cache and data volume."""
-    facts = predicted(read_recipe(arguments), images_per_s)
+    """Tell what a recipe will do with its data: samples, buckets, steps, repeats, cache and data volume; or what it takes
+    of a GPU's memory."""
+    config = read_recipe(arguments)
+    if memory:  # which needs torch, and that takes seconds
+        import_module("finetune.runs.memory").tell_memory(config, gpus, gpu_gib, as_json=as_json)
+        return
+    facts = predicted(config, images_per_s)
     if as_json:
         print(json.dumps(facts, indent=1))
         return

@@ -68,7 +68,8 @@ class Speed(NamedTuple):
 
     def __str__(self) -> str:
         memory = "" if self.peak_gib is None else f", {self.peak_gib:.1f} GiB at the peak"
-        return f"{self.images_per_s:.2f} images/s in micro-batches of {self.micro_batch}, MFU {self.utilisation:.1%}{memory}"
+        speed = f"{self.images_per_s:.2f} images/s in micro-batches of {self.micro_batch}"
+        return f"{speed}, MFU {self.utilisation:.1%}{memory}"
 
     @property
     def micro_batch(self) -> int:

@@ -18,7 +18,7 @@ KINDS = {
     "matrix products": r"gemm|gemv|nvjet|cutlass|cublas|xmma|addmm|\bmm\b|bmm|linear",
     "copies and casts": r"memcpy|memset|copy|\bcat|CatArray|fill|zero_|\bto\b",
     "sums": r"reduce|triton_red|triton_per|\bsum|\bmean",
-    "elementwise": r"elementwise|triton_poi|silu|gelu|upsample|dropout|\b(add|sub|mul|div|where|index|embedding|neg|exp)",
+    "elementwise": r"elementwise|triton_poi|silu|gelu|upsample|dropout|\b(add|sub|mul|div|sqrt|where|index|embedding)",
 }
 """What the names of kernels of each kind have in them; the first that is found counts. On the CPU operators take the
 place of kernels."""

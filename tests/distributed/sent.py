@@ -32,8 +32,13 @@ def stepped(strategy: str, precision: str, accumulated: int) -> dict[str, Any]:
         trainer.step(1, RATES)
     sent = [(one.name, one.size, one.per_rank(trainer.distributed.world)) for one in traffic.sent]
     weights = trainer.parameters()
+    found = {"sent": sent, "parameters": parameters, "wrapping": wrapping, "weights": weights}
+    if strategy == "ddp":
+        trainer.accumulate(2, micro_batches=1)
+        gradients = [p.grad for p in trainer.net.parameters() if p.grad is not None]
+        found["buckets"] = {g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for g in gradients}
     trainer.reset()
-    return {"sent": sent, "parameters": parameters, "wrapping": wrapping, "weights": weights}
+    return found
 
 
 def main() -> None:

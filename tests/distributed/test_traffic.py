@@ -41,6 +41,10 @@ def test_ddp_sends_all_gradients_once_a_step(found: Found) -> None:
     assert size == 4 * found["ddp fp32"]["parameters"] * 2 * (WORLD - 1) / WORLD
 
 
+def test_ddp_adds_gradients_up_in_the_buckets_that_it_sends(found: Found) -> None:
+    assert list(found["ddp fp32"]["buckets"].values()) == [4 * found["ddp fp32"]["parameters"]]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("strategy", "reductions"), [("zero1", 1), ("zero2", ACCUMULATED)])
 def test_zero_sends_gradients_and_then_weights(found: Found, strategy: str, reductions: int, precision: str) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from data_tools.demo.tiny_model import TinySizes, save_tiny_model, train_tokenizer
+from finetune.entry import MISTAKEN
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
+from tests.forks import ended
 from tests.processes import DEADLINE_S, assert_alone, finish, launch, trained, wait_until
 
 STEPS, EVERY, BATCH = 12, 3, 8
@@ -125,9 +127,9 @@ class Scene:
         return {"what": what, "steps": [step], "once": str(checkpoint(self.run, saved)), **more}
 
     def refused(self, *overrides: str) -> str:
-        """Start the command, which has to end with a sentence and no traceback of the product's; the sentence."""
+        """Begin the run, which has to end with a sentence and no traceback of the product's; the sentence."""
         before = len(self.said) if self.log.exists() else 0
-        self.fail(*overrides)
+        assert ended(self.log, "finetune", *self.arguments, *overrides, processes=self.processes) == MISTAKEN
         said = self.said[before:]
         assert "finetune/train.py" not in said
         (sentence,) = sentences(said)
