@@ -1,6 +1,6 @@
 """Trains a small UNet whose blocks are compiled, and the same without; started by test_compiled.py.
 
-Args: strategy, file of results, folder of the log, and nothing (-).
+Args: strategy, file of results.
 """
 
 import sys
@@ -27,6 +27,7 @@ from finetune.warmup import warm_up
 
 SIZES = ((16, 24), (24, 16))
 """(width, height) of buckets in pixels, the more frequent first: the one that is compiled for."""
+LATENTS = LatentShape(4, 2)
 STEPS, ACCUMULATION = 2, 2
 
 
@@ -88,11 +89,10 @@ class Trainer:
             graphs=Graphs(self.model.unet, self.vae.encoder),
             feed=SimpleNamespace(plan=plan),
             config=SimpleNamespace(model=SimpleNamespace(compile_buckets=1)),
-            tokenizer=SimpleNamespace(longest=lambda prompts: chunks(prompts, 3)),
+            grey=lambda prompts, *size: trial_batch(chunks(prompts, 3), *size, LATENTS),
             trainee=self.model,
             vae=self.vae,
             objective=self.objective,
-            latents=LatentShape(4, 2),
             distributed=self.distributed,
         )
         told: Any = SimpleNamespace(at=lambda step, activity: None)
@@ -103,7 +103,7 @@ class Trainer:
         losses = []
         for step in range(STEPS):
             for i, size in enumerate(SIZES):
-                batch = trial_batch(chunks(2, 1 + step + i), *size, LatentShape(4, 2))
+                batch = trial_batch(chunks(2, 1 + step + i), *size, LATENTS)
                 noise = torch.Generator().manual_seed(10 * step + i + 100 * self.distributed.rank)
                 batch = batch._replace(noise=torch.randn(batch.noise.shape, generator=noise))
                 loss = self.step.loss(self.step.prepare(batch)).weighted
@@ -122,7 +122,7 @@ def chunks(prompts: int, each: int) -> Chunks:
 
 def main() -> None:
     """Train without graphs and with them."""
-    strategy, output, _, _ = sys.argv[1:]
+    strategy, output = sys.argv[1:]
     made = called = 0
 
     def compiler(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
