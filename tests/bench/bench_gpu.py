@@ -7,17 +7,19 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from data_tools.latents.encode import encode
-from finetune.config import Config
+from finetune.config import Config, phases
 from finetune.data.loader import Batch
 from finetune.errors import UserError
+from finetune.memory.prediction import Model, Prediction
 from finetune.model.config import ModelConfig
-from finetune.model.families import load_components
+from finetune.model.families import load_components, load_skeleton
 from finetune.stopwatch import take_memory_peak
 from tests.bench.bare import BareLoop
 from tests.bench.figure import Figure, Skipped
@@ -35,7 +37,7 @@ BUDGET_S = 420.0
 """What has not begun by then is left out."""
 GIB, TERA = 2**30, 1e12
 COMPILED = ("model.compile=true",)
-CHECKPOINTED = ("model.gradient_checkpointing=true",)
+CHECKPOINTED = ("model.gradient_checkpointing=all",)
 SDXL = ("optim=adamw8bit", *CHECKPOINTED)
 SWITCHES = {"checkpointed": CHECKPOINTED, "adamw8bit": ("optim=adamw8bit",)}
 """What is tried beside the settings that most figures have."""
@@ -62,12 +64,14 @@ class Speed(NamedTuple):
     utilisation: float
     """FLOPs of what trains / those of matrix products in the same time."""
     peak_gib: float | None
-    """Of tensors on the GPU."""
+    """Of tensors on the GPU, like what was predicted of them."""
+    predicted_gib: float | None
     batches: list[Batch]
     profile: Profile | None
 
     def __str__(self) -> str:
-        memory = "" if self.peak_gib is None else f", {self.peak_gib:.1f} GiB at the peak"
+        peaks = (self.peak_gib, self.predicted_gib)
+        memory = "" if None in peaks else ", {:.1f} GiB at the peak, predicted {:.1f}".format(*peaks)
         speed = f"{self.images_per_s:.2f} images/s in micro-batches of {self.micro_batch}"
         return f"{speed}, MFU {self.utilisation:.1%}{memory}"
 
@@ -98,6 +102,7 @@ class Card:
     def __init__(self, work: Path, device: torch.device, sizes: Sizes) -> None:
         self._work, self._device, self._sizes = work, device, sizes
         self._counters: dict[str, Counter] = {}
+        self._empty: dict[str, Model] = {}
         self._product_flops = 0.0
         """A second's."""
         self._plain: Speed | None = None
@@ -249,9 +254,10 @@ class Card:
             take_memory_peak(self._device)
             images_per_s = STEPS * ACCUMULATION * micro_batch / self._timed(lambda: steps.take(STEPS))
             peak = take_memory_peak(self._device)
+            predicted_gib = None if peak is None else self._predicted_gib(family, config)
             profile = profiled(lambda: steps.take(PROFILED), self._device) if profiling else None
         utilisation = images_per_s * flops / self._product_flops
-        speed = Speed(images_per_s, utilisation, peak and peak / GIB, batches, profile)
+        speed = Speed(images_per_s, utilisation, peak and peak / GIB, predicted_gib, batches, profile)
         what = f"{family}_{side}_{'live' if live else 'latents'}_{name}"
         yield Figure(f"gpu.{what}_{micro_batch}", images_per_s, "images/s", str(speed))
         return speed
@@ -284,6 +290,14 @@ class Card:
         if family not in self._counters:
             self._counters[family] = Counter(ModelConfig(path=str(self._model(family))))
         return self._counters[family]
+
+    def _predicted_gib(self, family: str, config: Config) -> float:
+        """What `runs plan --memory` says of tensors alone."""
+        if family not in self._empty:
+            self._empty[family] = Model(partial(load_skeleton, config.model))
+        (phase,) = phases(config)
+        parts = Prediction(config, phase, 1, self._empty[family]).bytes()
+        return (sum(parts.values()) - parts["context"]) / GIB
 
     def _timed(self, work: Callable[[], object]) -> float:
         """Seconds until the device has done it."""

@@ -95,10 +95,14 @@ def test_every_figure_that_a_gpu_is_asked_for_comes(tmp_path: Path, monkeypatch:
         product=64,
         precision="fp32",
     )
-    found = by_name(list(Card(tmp_path, CPU, sizes).figures()))
+    card = Card(tmp_path, CPU, sizes)
+    found = by_name(list(card.figures()))
     speeds = [f"gpu.{name}_images_per_s" for name in ("sd15_768", "sd15_1024", "sdxl_1024")]
     wanted = [*speeds, *(name for name in BARS if name.startswith("gpu."))]
     for large, small in sides.items():
         wanted = [name.replace(f"_{large}_", f"_{small}_") for name in wanted]
     assert set(wanted) <= found.keys()
     assert {f"gpu.{name}_vs_plain" for name in bench_gpu.SWITCHES} <= found.keys()
+    config = card._config("sd15", 64, 1, (), live=True)
+    larger = card._config("sd15", 64, 2, (), live=True)
+    assert 0.0 < card._predicted_gib("sd15", config) < card._predicted_gib("sd15", larger)
