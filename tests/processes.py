@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -69,6 +69,11 @@ def killed_when(reached: Callable[[], bool], log: Path, *arguments: str, process
     ranks = begun(log, "finetune", *arguments, processes=processes)
     wait_until(ranks[0], reached, log)
     time.sleep(0.2)
+    kill(ranks)
+
+
+def kill(ranks: Sequence[Fork]) -> None:
+    """SIGKILL forked processes and their loaders."""
     for rank in ranks:
         os.killpg(rank.pid, signal.SIGKILL)
     for rank in ranks:
