@@ -24,11 +24,13 @@ class Latents(NamedTuple):
     """Mean and logarithm of the variance of the posterior, of the picture or of its mirror image: fp16 or bf16
     [2C, h, w], before the VAE's scaling factor."""
     mask: npt.NDArray[np.uint16] | None
-    """How much the pixels of every latent count, summed up, each from 0 to 255: [h, w]; None where all count."""
+    """How much the pixels of every latent count, summed up, each from 0 to 255, mirrored as the moments are: [h, w]; None
+    where all count."""
 
 
 def pack(moments: Tensor, mirrored: Tensor | None, mask: Tensor | None) -> bytes:
-    """What is stored of a sample; the fields of `Latents` and the moments of its mirror image."""
+    """What is stored of a sample; the fields of `Latents` as they are without mirroring, and the moments of its mirror
+    image."""
     given = {MOMENTS: moments, MIRRORED: mirrored, MASK: mask}
     return save({name: tensor.contiguous() for name, tensor in given.items() if tensor is not None})
 
@@ -46,7 +48,9 @@ def unpack(data: bytes, *, mirrored: bool) -> Latents:
             raise DataFault(reason)
         tensors = load(data)
         mask = tensors[MASK].numpy() if MASK in tensors else None
-        return Latents(tensors[MIRRORED if mirrored else MOMENTS], mask)
+        if not mirrored:
+            return Latents(tensors[MOMENTS], mask)
+        return Latents(tensors[MIRRORED], None if mask is None else mask[:, ::-1])
     except (SafetensorError, ValueError, KeyError) as error:
         raise DataFault(f"latents: {type(error).__name__}: {error}") from error
 

@@ -23,7 +23,7 @@ def test_what_is_stored_comes_back_bit_by_bit(dtype: torch.dtype, masked: bool) 
         found = unpack(data, mirrored=flip)
         assert found.moments.dtype == dtype
         assert torch.equal(found.moments, expected)
-        assert np.array_equal(found.mask, mask) if masked else found.mask is None
+        assert np.array_equal(found.mask, np.fliplr(mask) if flip else mask) if masked else found.mask is None
 
 
 def test_a_picture_that_cannot_be_used_is_told_as_it_was() -> None:
