@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from finetune.data.buckets import NONE, PIECE, U16
 from finetune.data.config import BucketsConfig, DataConfig
-from finetune.data.index import IMAGE, Index
+from finetune.data.index import MEMBERS, Index
 from finetune.data.layout import SourceSamples
 from finetune.data.plan import Chapter, Plan
 from finetune.data.sources import Sources
@@ -44,12 +44,14 @@ def set_folder(data: DataConfig, source: str, buckets: BucketsConfig) -> str:
 
 
 def origins(index: Index) -> list[str]:
-    """What tells the pictures of every shard, in their order, from others."""
-    offsets, rows = index.numbers(f"{IMAGE}_offset"), index.first_rows.tolist()
-    found = []
+    """What tells the pictures of every shard, in their order, and their labels from others: the shard's hash, and where
+    their members lie. Of loose pictures the hash knows no labels, so that their sizes have to tell."""
+    columns = [index.numbers(f"{member}_{what}") for member in MEMBERS for what in ("offset", "size")]
+    rows, found = index.first_rows.tolist(), []
     for number, shard in enumerate(index.shards):
         digest = hashlib.sha256(f"{index.kind}:{shard.sha256}:{shard.samples}:".encode())
-        digest.update(offsets[rows[number] : rows[number + 1]].tobytes())
+        for column in columns:
+            digest.update(column[rows[number] : rows[number + 1]].tobytes())
         found.append(digest.hexdigest())
     return found
 

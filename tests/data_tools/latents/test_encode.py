@@ -74,9 +74,13 @@ def test_masks_are_exact(tiny_model: Path, tmp_path: Path, kind: str, flip: floa
 
 def test_loose_pictures_can_be_encoded(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "shards-pictures"
-    index_tree(pictures, pictures, "auto", workers=1)
-    for live, other in paired(pictures, tiny_model, tmp_path, range(1)):
-        check_alike(live, other)
+    for caption in (None, "another caption"):
+        if caption:
+            for picture in Index.load(pictures).keys.to_pylist():
+                (pictures / picture).with_suffix(".txt").write_text(f"{caption} of {picture}")
+        index_tree(pictures, pictures, "auto", workers=1)
+        for live, other in paired(pictures, tiny_model, tmp_path, range(1)):
+            check_alike(live, other)
 
 
 def test_a_picture_that_cannot_be_used_has_the_same_substitute(
