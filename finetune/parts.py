@@ -117,8 +117,7 @@ class Parts:
 
     def build(self, phase: Phase) -> None:
         """Make the optimizer of a phase and wrap the model for it; their state has to be loaded afterwards."""
-        wrapped = self.engine.build(phase)
-        self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+        self._wrap(phase)
         trained = [name for name, parameter in self.trainee.named_parameters() if parameter.requires_grad]
         self.flops = ModelFlops(self.config.model, trained, self.latents)
         fills = self.config.model.gradient_checkpointing == "auto" and self.distributed.device.type == "cuda"
@@ -196,6 +195,10 @@ class Parts:
                 "start it with another recipe and run.accept_changes=true"
             )
 
+    def _wrap(self, phase: Phase) -> None:
+        wrapped = self.engine.build(phase)
+        self.step = TrainingStep(wrapped, self.vae, self.objective, self.distributed.autocast())
+
     def _fill(self, phase: Phase, trained: Collection[str]) -> Filling:
         """Checkpoint as few of the model's blocks as a phase's largest micro-batch leaves memory for."""
         width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
@@ -207,8 +210,14 @@ class Parts:
             self.distributed.device,
             counted,
             checkpoint=partial(checkpoint_blocks, self.trainee),
-            fits=lambda: self._rehearsed(batch) is not None,
+            fits=lambda: self._fits(phase, batch),
         )
+
+    def _fits(self, phase: Phase, batch: Batch) -> bool:
+        if self._rehearsed(batch) is not None:
+            return True
+        self._wrap(phase)  # a step that was cut short leaves an engine that cannot go on
+        return False
 
     def _trial(self, start: int) -> int:
         """Take a step of the most pixels that any phase from here on has, with the longest prompt, copy what would be
@@ -234,7 +243,7 @@ class Parts:
 
     def _rehearsed(self, batch: Batch) -> tuple[Tensor, int] | None:
         """The loss of a step that is forgotten, and the bytes that would be saved after it; None where it does not fit
-        into the memory of some rank. Where gradients are accumulated the forward pass finds others there."""
+        into the memory of some rank, after which the model has to be wrapped anew. Where gradients are accumulated the forward pass finds others there."""
         distributed = self.distributed
         forward = partial(within_memory, distributed, lambda: self.step.loss(self.step.prepare(batch)).weighted)
         try:
@@ -243,6 +252,4 @@ class Parts:
             loss = forward()
             return loss, state_bytes(within_memory(distributed, partial(distributed.rehearse, loss)))
         except OutOfMemory:
-            distributed.skip()
-            distributed.discard_optimizer_state()
             return None

@@ -165,14 +165,17 @@ class Distributed:
 
     def rehearse(self, loss: Tensor) -> RankState:
         """Take the step of a loss at rate 0, whatever the optimizer makes of that, and leave no trace of it. Returns
-        what would be saved after it."""
+        what would be saved after it. Where it is cut short, as memory runs out, `prepare` has to be called anew before
+        anything else: the weights are then what they were."""
         engine = self._prepared
         kept = [flat.values.to("cpu", copy=True) for flat in engine.flats]
-        engine.backward(loss, last=True)
-        self.step([0.0] * len(engine.optimizer.param_groups))
-        state = self.state()
-        for flat, values in zip(engine.flats, kept, strict=True):
-            flat.values.copy_(values)
+        try:
+            engine.backward(loss, last=True)
+            self.step([0.0] * len(engine.optimizer.param_groups))
+            state = self.state()
+        finally:
+            for flat, values in zip(engine.flats, kept, strict=True):
+                flat.values.copy_(values)
         engine.publish()
         self.discard_optimizer_state()
         return state

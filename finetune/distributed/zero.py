@@ -127,9 +127,10 @@ class Zero:
         """Nothing to do: DeepSpeed has groups of its own."""
 
     def close(self) -> None:
-        """Take DeepSpeed off the module, whose parameters then own their values again."""
+        """Take DeepSpeed off the module, whose parameters then own the values of all ranks' flat tensors."""
         self.optimizer.state.clear()
         self.clear()
+        self.publish()
         self.model.module_forward_pre_hook.remove()
         self.model.module_forward_post_hook.remove()
         self._give_back()

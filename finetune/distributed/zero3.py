@@ -39,6 +39,11 @@ class Zero3(Zero):
         self._added = [(thing, vars(thing).keys() - own.keys()) for thing, own in before]
         self._parameters = [(thing, own["_parameters"]) for thing, own in before if isinstance(thing, nn.Module)]
 
+    def clear(self) -> None:
+        """Drop all gradients, also in the midst of a pass, which DeepSpeed does only on a GPU."""
+        self.model.module.zero_grad()
+        super().clear()
+
     def resting(self, parameters: Mapping[str, nn.Parameter]) -> list[Flat]:
         """This rank's share of each parameter that the optimizer does not step, as a flat tensor."""
         return [Flat(p.ds_tensor, self._pieces(name, p, 0)) for name, p in parameters.items()]  # type: ignore[attr-defined]
@@ -90,7 +95,6 @@ class Zero3(Zero):
         return [Piece(name, start, offset, held)] if held > 0 else []
 
     def _give_back(self) -> None:
-        self._sharded.checkpoint_event_prologue()
         weights = {p: _gathered(p) for p in self.model.module.parameters()}
         self.model.destroy()
         for thing, names in self._added:

@@ -87,6 +87,19 @@ class Scenarios:
         average, distance = self.trainer.averaged(), self.trainer.distributed.ema_distance()
         return {"weights": weights, "average": average, "after": self.trainer.parameters(), "distance": distance}
 
+    def cut_short(self) -> dict[str, Any]:
+        """The weights after steps, and after the same steps behind a trial in which memory ran out somewhere."""
+        ends = {}
+        for where in ("nowhere", "backward", "update", "state"):
+            self.again("adamw", ema=AVERAGE)
+            if where != "nowhere":
+                self.trainer.rehearse(where)
+                self.change("adamw", ema=AVERAGE)
+                self.trainer.rehearse()
+            self.steps(*range(HALF))
+            ends[where] = self.trainer.parameters()
+        return ends
+
     def elastic(self) -> dict[str, Any]:
         """The weights and their average as another strategy has saved them."""
         if self.elsewhere is None:
@@ -177,6 +190,7 @@ def main() -> None:
     each: dict[str, Callable[[], Any]] = {
         "warm": lambda: scenarios.average(EmaConfig(decay=0.5, device="model")),
         "seldom": lambda: scenarios.average(EmaConfig(decay=0.9, warmup=False, every_steps=2)),
+        "cut_short": scenarios.cut_short,
         "elastic": scenarios.elastic,
         "phases": scenarios.phases,
         "same": lambda: scenarios.changed("adamw8bit"),

@@ -121,6 +121,12 @@ def test_an_average_is_what_its_formula_says(results: Results, strategy: str, ca
     assert found["distance"] == pytest.approx(distance(found["after"], found["average"], ["first", "second"]), rel=1e-5)
 
 
+@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("where", ["backward", "update", "state"])
+def test_a_trial_that_memory_cuts_short_leaves_no_trace(results: Results, strategy: str, where: str) -> None:
+    assert equal(results[strategy]["cut_short"][where], results[strategy]["cut_short"]["nowhere"])
+
+
 @pytest.mark.parametrize(("saved", "loaded"), pairwise(WORLD))
 def test_an_average_goes_on_in_another_world(results: Results, saved: str, loaded: str) -> None:
     before, after = results[saved]["seldom"], results[loaded]["elastic"]

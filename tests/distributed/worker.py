@@ -162,21 +162,43 @@ class Trainer:
         self.distributed.skip()
         return {"norms": norms, "untouched": same(before, self.distributed.state())}
 
-    def rehearse(self) -> None:
-        """A step at rate 0 that is to leave no trace, by an optimizer that moves the weights all the same."""
-        engine = self.distributed._prepared
-        take_step = engine.optimizer.step
+    def rehearse(self, cut_short: str | None = None) -> None:
+        """A step at rate 0 that is to leave no trace, by an optimizer that moves the weights all the same.
+
+        Args:
+            cut_short: where memory runs out: backward, update or state.
+        """
+        engine, state = self.distributed._prepared, self.distributed._state
+        take_step, save = engine.optimizer.step, state.save
+
+        def run_out(where: str) -> None:
+            if where == cut_short:
+                raise torch.cuda.OutOfMemoryError
 
         def step_and_move() -> None:
             take_step()
             for flat in engine.flats:
                 flat.values.add_(1.0)
+            run_out("update")
 
+        def save_state(averages: Any) -> Any:
+            run_out("state")
+            return save(averages)
+
+        def between(layer: nn.Module, inputs: Any, result: Tensor) -> None:
+            result.register_hook(lambda gradient: run_out("backward"))  # when the second layer's gradients are there
+
+        hook = self.net.first.register_forward_hook(between)
         x, y = joined(99, self.distributed.rank, self.micro_batch)
-        engine.optimizer.step = step_and_move  # type: ignore[method-assign,assignment]
-        with self.distributed.autocast():
-            self.distributed.rehearse((self.model(x).float() - y).square().mean())
-        engine.optimizer.step = take_step  # type: ignore[method-assign]
+        engine.optimizer.step, state.save = step_and_move, save_state  # type: ignore[method-assign,assignment]
+        try:
+            with self.distributed.autocast():
+                self.distributed.rehearse((self.model(x).float() - y).square().mean())
+        except torch.cuda.OutOfMemoryError:
+            assert cut_short
+        finally:
+            engine.optimizer.step, state.save = take_step, save  # type: ignore[method-assign]
+            hook.remove()
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of all weights that train."""
