@@ -1,5 +1,6 @@
 """One micro-batch: pixels -> latents -> noise -> prediction -> loss."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -37,9 +38,7 @@ class TrainingStep:
         self._autocast = autocast
         self._encoding = encoding_precision(autocast)
         self._device = objective.signal.device
-        self._beside = (
-            torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        )
+        self._beside = _beside(self._device)
 
     def prepare(self, batch: Batch) -> Prepared:
         """Copy a micro-batch to the device, encode and noise it. Nothing of that depends on what trains: a GPU does it
@@ -101,6 +100,13 @@ class TrainingStep:
                 model_input, given.timesteps, given.input_ids, given.chunk_rows, given.size_and_crop
             )
         return prediction
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream | None:
+    """A GPU's stream for what is prepared; one for all steps that are built, as memory stays with the stream that it was
+    taken for."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def trial_batch(chunks: Chunks, width: int, height: int, latents: LatentShape, *, encoded: bool = False) -> Batch:
