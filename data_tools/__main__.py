@@ -14,16 +14,35 @@ from rich.table import Table
 from data_tools.build import build
 from data_tools.demo.cli import app as demo
 from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index
-from data_tools.latents.cli import latents
 from data_tools.loose import index_tree
-from data_tools.preview.cli import preview
-from data_tools.stats.cli import stats
+from finetune.commands import with_later
 from finetune.data.config import TEXT_KINDS
 from finetune.data.index import Index
 from finetune.entry import enter
 from finetune.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+LATER = {
+    "stats": (
+        "stats.cli.stats",
+        "Show which buckets a recipe's data fill, how much is scaled up, cropped away and left out, and which prompts "
+        "it makes.",
+    ),
+    "preview": (
+        "preview.cli.preview",
+        "Show which prompts and crops a recipe makes of some samples, draw by draw.",
+    ),
+    "latents": ("latents.cli.latents", "Encode the pictures of a recipe once, so that training need not."),
+}
+"""Commands that need the model's libraries: of each the function in this folder, and what the list of commands says of
+it."""
+
+app = typer.Typer(
+    cls=with_later("data_tools", LATER),
+    no_args_is_help=True,
+    add_completion=False,
+    help=__doc__,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(demo, name="demo")
 console = Console(markup=False)
 
@@ -76,11 +95,6 @@ def index_command(
         )
     else:
         _report(out, *index_shards(expand(shards), out, text, workers))
-
-
-app.command("stats")(stats)
-app.command("preview")(preview)
-app.command("latents")(latents)
 
 
 def _verify(folder: Path, workers: int) -> None:

@@ -243,7 +243,8 @@ class Parts:
 
     def _rehearsed(self, batch: Batch) -> tuple[Tensor, int] | None:
         """The loss of a step that is forgotten, and the bytes that would be saved after it; None where it does not fit
-        into the memory of some rank, after which the model has to be wrapped anew. Where gradients are accumulated the forward pass finds others there."""
+        into the memory of some rank, after which the model has to be wrapped anew. Where gradients are accumulated the
+        forward pass finds others there."""
         distributed = self.distributed
         forward = partial(within_memory, distributed, lambda: self.step.loss(self.step.prepare(batch)).weighted)
         try:

@@ -104,8 +104,8 @@ class TrainingStep:
 
 @cache
 def _beside(device: torch.device) -> torch.cuda.Stream | None:
-    """A GPU's stream for what is prepared; one for all steps that are built, as memory stays with the stream that it was
-    taken for."""
+    """A GPU's stream for what is prepared; one for all steps that are built, as memory stays with the stream for which
+    it was taken."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 

@@ -14,6 +14,7 @@ LAYERS = {
     "finetune": 0,
     "finetune.errors": 0,
     "finetune.checks": 0,
+    "finetune.commands": 0,
     "finetune.entry": 0,
     "finetune.redact": 0,
     "finetune.parent": 0,

@@ -1,7 +1,4 @@
-"""`python -m data_tools latents`: encode a recipe's pictures once, so that training need not.
-
-What decodes and encodes is imported when it is needed: it takes seconds that the other tools need not wait for.
-"""
+"""`python -m data_tools latents`: encode a recipe's pictures once, so that training need not."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.latents.encode import encode
 from finetune.checks import check_choice
+from finetune.data.latents import DTYPES
 from finetune.data.remote import is_remote
 from finetune.errors import UserError
 from finetune.recipes import read_recipe
@@ -28,7 +27,7 @@ def latents(
     """Encode the pictures of a recipe into data.latents, for all of its buckets. Start it as often as there are GPUs,
     on any number of machines that share the folder; run again, it goes on where it stopped."""
     config = read_recipe(arguments or [])
-    check_choice("--dtype", dtype, ("fp16", "bf16"))
+    check_choice("--dtype", dtype, tuple(DTYPES))
     if not config.data.latents:
         raise UserError("data.latents is not set: give the folder for the latents as data.latents=FOLDER")
     if is_remote(config.data.latents):
@@ -36,8 +35,6 @@ def latents(
             f"data.latents is {config.data.latents}, and latents are written to a local folder: encode into one with "
             "data.latents=FOLDER, and copy it there"
         )
-    from data_tools.latents.encode import encode
-
     with tempfile.TemporaryDirectory() as kept:
         outcomes = encode(config, Path(kept), dtype)
     table = Table("shards", "left to others", "samples", "no picture", "GiB", "where")

@@ -1,7 +1,4 @@
-"""`python -m data_tools preview`: what a recipe makes of its data, before a GPU is rented.
-
-What draws and what tokenizes is imported when it is needed: it takes seconds that the other tools need not wait for.
-"""
+"""`python -m data_tools preview`: what a recipe makes of its data, before a GPU is rented."""
 
 import tempfile
 from dataclasses import replace
@@ -11,6 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_tools.preview.draws import collect
+from data_tools.preview.page import page
+from data_tools.preview.terminal import tables
+from finetune.recipe_data import open_recipe
 from finetune.recipes import read_recipe, split_arguments
 
 NAME = "preview.html"
@@ -26,11 +27,6 @@ def preview(
     """Show which prompts and crops a recipe makes of some samples, draw by draw, here and as a page."""
     config = read_recipe(arguments or [])
     config = replace(config, data=replace(config.data, latents=None))  # which are no pictures to be shown
-    from data_tools.preview.draws import collect
-    from data_tools.preview.page import page
-    from data_tools.preview.terminal import tables
-    from finetune.recipe_data import open_recipe
-
     with tempfile.TemporaryDirectory() as kept:
         opened = open_recipe(config, Path(kept))
         seen = collect(split_arguments(arguments or [])[0], config, opened, sample or [], samples=samples, draws=draws)

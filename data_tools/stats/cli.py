@@ -1,7 +1,4 @@
-"""`python -m data_tools stats`: figures of a recipe's data and prompts.
-
-What draws and what tokenizes is imported when it is needed: it takes seconds that the other tools need not wait for.
-"""
+"""`python -m data_tools stats`: figures of a recipe's data and prompts."""
 
 import json
 import tempfile
@@ -12,10 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_tools.stats.bucket_picture import draw_buckets
+from data_tools.stats.bucket_tables import bucket_tables
 from data_tools.stats.buckets import Stats, collect
+from data_tools.stats.looking import look
+from data_tools.stats.prompt_picture import draw_prompts
+from data_tools.stats.prompt_tables import prompt_tables
 from data_tools.stats.prompts import PromptFigures
 from data_tools.stats.sources import open_sources, sources_of
 from finetune.config import Config
+from finetune.recipe_data import open_recipe
 from finetune.recipes import read_recipe
 
 
@@ -30,9 +33,6 @@ def stats(
 ) -> None:
     """Show which buckets a recipe's data fill, how much is scaled up, cropped away and left out, and which prompts it
     makes; draw it as `stats.png` and `prompts.png`."""
-    from data_tools.stats.bucket_tables import bucket_tables
-    from data_tools.stats.prompt_tables import prompt_tables
-
     config = read_recipe(arguments or [])
     # What they are made from is looked at: they may not be there yet.
     config = replace(config, data=replace(config.data, latents=None))
@@ -52,9 +52,6 @@ def _figures(config: Config, prompts: int, draws: int) -> tuple[Stats, PromptFig
     with tempfile.TemporaryDirectory() as kept:
         if not prompts:
             return collect(open_sources(config, Path(kept))), None
-        from data_tools.stats.looking import look
-        from finetune.recipe_data import open_recipe
-
         opened = open_recipe(config, Path(kept))
         sources = sources_of(opened.dataset, opened.journal)
         return collect(sources), look(config, opened, sources, prompts, draws)
@@ -62,9 +59,6 @@ def _figures(config: Config, prompts: int, draws: int) -> tuple[Stats, PromptFig
 
 def _pictures(buckets: Stats, prompts: PromptFigures | None, out: Path) -> list[Path]:
     """Draw all there is to draw."""
-    from data_tools.stats.bucket_picture import draw_buckets
-    from data_tools.stats.prompt_picture import draw_prompts
-
     out.mkdir(parents=True, exist_ok=True)
     draw_buckets(buckets, out / "stats.png")
     if not prompts:

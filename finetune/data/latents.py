@@ -24,7 +24,7 @@ class Latents(NamedTuple):
     """Mean and logarithm of the variance of the posterior, of the picture or of its mirror image: fp16 or bf16
     [2C, h, w], before the VAE's scaling factor."""
     mask: npt.NDArray[np.uint16] | None
-    """How much the pixels of every latent count, summed up, each from 0 to 255, mirrored as the moments are: [h, w]; None
+    """How much the pixels of every latent count, summed up, each from 0 to 255, mirrored like the moments: [h, w]; None
     where all count."""
 
 
