@@ -27,6 +27,7 @@ from finetune.distributed.runtime import autocast
 from finetune.errors import UserError
 from finetune.model.families import load_one
 from finetune.model.vae import encoder_hash, encoding_precision, pixel_moments, vae_factor
+from finetune.monitor.files import replace_text
 
 REFUSED = "refused.jsonl"
 
@@ -157,7 +158,7 @@ def finished(latents: LatentSet) -> Outcome:
     if len(parts) == len(found):
         latents.write_index(parts)
         lines = (json.dumps(fault._asdict(), ensure_ascii=False) for part in parts for fault in part.refused)
-        (latents.folder / REFUSED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        replace_text(latents.folder / REFUSED, "".join(f"{line}\n" for line in lines))
     return Outcome(
         latents.folder,
         shards=len(parts),

@@ -27,6 +27,7 @@ from finetune.data.latent_sets import VERSION, Making, origins, set_folder, size
 from finetune.data.plan import Plan
 from finetune.data.sources import Sources
 from finetune.errors import UserError
+from finetune.monitor.files import replace_text
 
 MAKING = "set.json"
 
@@ -103,7 +104,7 @@ class LatentSet:
         path, making = self.folder / MAKING, asdict(self.making)
         with FileLock(self.folder / PARTS / "lock"):
             if not path.exists():
-                path.write_text(json.dumps(making, indent=1) + "\n", encoding="utf-8")
+                replace_text(path, json.dumps(making, indent=1) + "\n")
             before = json.loads(path.read_text(encoding="utf-8"))
         if differing := [name for name in making if before.get(name) != making[name]]:
             name = differing[0]
