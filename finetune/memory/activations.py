@@ -101,7 +101,7 @@ class Activations:
         modules = (self._trainee, self._vae)
         known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         gradients = [parameter.grad for parameter in self._trainee.parameters() if parameter.grad is not None]
-        with LiveBytes([*known, *gradients]) as live, FlashAttention(), torch.device("meta"):
+        with LiveBytes("meta", [*known, *gradients]) as live, FlashAttention(), torch.device("meta"):
             yield live
 
     def _forward(self, size: Size) -> Tensor:
