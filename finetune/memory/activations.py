@@ -1,5 +1,5 @@
-"""What a micro-batch takes of a GPU beside weights, gradients and the optimizer's state, counted without a GPU: the model
-computes on torch's meta device, where it takes a second."""
+"""What a micro-batch takes of a GPU beside weights, gradients and the optimizer's state, counted without a GPU: the
+model computes on torch's meta device, where it takes a second."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,5 +1,5 @@
-"""Modules that compute in the types of CUDA's autocast, and with flash attention, wherever they lie: the meta device has
-neither, and what is kept for the backward pass depends on both."""
+"""Modules that compute in the types of CUDA's autocast, and with flash attention, wherever they lie: the meta device
+has neither, and what is kept for the backward pass depends on both."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -24,7 +24,9 @@ def test_zero_s_buckets_are_as_large_as_is_predicted() -> None:
 def test_an_optimizer_s_state_is_as_large_as_is_predicted(name: str) -> None:
     parameter = nn.Parameter(torch.ones(512, 512))
     schedule = ScheduleConfig("constant" if name == "schedule_free_adamw" else "linear")
-    optimizer = build_optimizer(OptimConfig(name=name, lr=1.0, text_encoder_lr=1.0, schedule=schedule), {"unet": [parameter]})
+    optimizer = build_optimizer(
+        OptimConfig(name=name, lr=1.0, text_encoder_lr=1.0, schedule=schedule), {"unet": [parameter]}
+    )
     for _ in range(2):
         parameter.grad = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
         optimizer.step()

@@ -55,9 +55,7 @@ def real_step(components: Components, trainee: Trainee) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
-def test_the_peak_is_what_torch_allocates(
-    request: pytest.FixtureRequest, family: str, checkpointing: str
-) -> None:
+def test_the_peak_is_what_torch_allocates(request: pytest.FixtureRequest, family: str, checkpointing: str) -> None:
     """In fp32 on the CPU, whose attention keeps as little; within 5%."""
     twin: Path = request.getfixturevalue(family)
     components = load_components(ModelConfig(path=str(twin), gradient_checkpointing=checkpointing))
