@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, counts the memory of a device's tensors from their making to their end, temporary ones included, by
     storage.
 
@@ -18,7 +18,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         """Nothing is alive yet, but for `known` tensors, which do not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
         self.now = 0
         """Bytes alive."""
