@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 # files come in the order of tests/conftest.py.
 IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-faults bench docs docs-serve lint format clean
+.PHONY: install demo test test-faults bench bench-gpu docs docs-serve lint format clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -36,10 +36,13 @@ test: lint
 	$(IN_PARALLEL)
 
 test-faults: install
-	$(IN_PARALLEL) tests/faults tests/launch tests/test_launch.py -m ""
+	$(IN_PARALLEL) tests/faults tests/launch tests/bench tests/test_launch.py -m ""
 
 bench: install
 	$(BIN)/python -m tests.bench
+
+bench-gpu: install
+	$(BIN)/python -m tests.bench gpu
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

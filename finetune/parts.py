@@ -157,6 +157,11 @@ class Parts:
         pin = self.distributed.device.type == "cuda"
         return self.feed.batches(steps, self.tokenizer, self.latents, diffusion=self.config.diffusion, pin=pin)
 
+    def grey(self, micro_batch: int, width: int, height: int) -> Batch:
+        """The largest micro-batch of a size in pixels, with the longest prompts, of which nothing is read."""
+        encoded = self.config.data.latents is not None
+        return trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
+
     def _begin_data(self) -> None:
         """Open the data where the checkpoint left it. Raises UserError where it is not what the run was trained on, or
         the recipe has changed in what it trains."""
@@ -194,7 +199,7 @@ class Parts:
     def _fill(self, phase: Phase, trained: Collection[str]) -> Filling:
         """Checkpoint as few of the model's blocks as a phase's largest micro-batch leaves memory for."""
         width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
-        batch = self._grey(phase.micro_batch, width, height)
+        batch = self.grey(phase.micro_batch, width, height)
         activations = Activations(load_skeleton(self.config.model), trained, self.config.strategy.precision)
         counted = activations.blocks(Size(phase.micro_batch, width, height, self.tokenizer.max_chunks))
         return fill(
@@ -213,7 +218,7 @@ class Parts:
         micro_batch, width, height = self.feed.plan.largest(start)
         if self.filling:  # for this phase's pictures, which may be smaller
             checkpoint_blocks(self.trainee, blocks(self.trainee))
-        found = self._rehearsed(self._grey(micro_batch, width, height))
+        found = self._rehearsed(self.grey(micro_batch, width, height))
         if self.filling:
             checkpoint_blocks(self.trainee, self.filling.checkpointed)
         if found is None:
@@ -226,11 +231,6 @@ class Parts:
         if not torch.isfinite(loss):
             raise UserError(f"the model in {self.config.model.path} gives a loss of {loss.item()}: check its weights")
         return size
-
-    def _grey(self, micro_batch: int, width: int, height: int) -> Batch:
-        """The largest micro-batch of a size in pixels, of which nothing is read."""
-        encoded = self.config.data.latents is not None
-        return trial_batch(self.tokenizer.longest(micro_batch), width, height, self.latents, encoded=encoded)
 
     def _rehearsed(self, batch: Batch) -> tuple[Tensor, int] | None:
         """The loss of a step that is forgotten, and the bytes that would be saved after it; None where it does not fit

@@ -10,7 +10,7 @@ from finetune.data.plan import Plan
 from finetune.health.pulse import Pulse
 from finetune.monitor.watch import Watch
 from finetune.parts import Parts
-from finetune.step import TrainingStep, trial_batch
+from finetune.step import TrainingStep
 
 
 def warm_up(parts: Parts, watch: Watch | None, pulse: Pulse, step: int) -> None:
@@ -22,7 +22,6 @@ def warm_up(parts: Parts, watch: Watch | None, pulse: Pulse, step: int) -> None:
     pulse.at(step, "starting")
     began = time.perf_counter()
     sizes, share = frequent(plan, plan.epoch_of_step(step), parts.config.model.compile_buckets)
-    prompts = parts.tokenizer.longest(plan.micro_batch(step))
     # Not the wrapped model: while torch's DDP calls a model, graphs are cut where its buckets of gradients end.
     training = TrainingStep(parts.trainee, parts.vae, parts.objective, parts.distributed.autocast())
     trained = least_trained(parts.trainee)
@@ -30,7 +29,8 @@ def warm_up(parts: Parts, watch: Watch | None, pulse: Pulse, step: int) -> None:
         for number, (width, height) in enumerate(sizes, 1):
             if watch:
                 watch.say(f"compile  {width}×{height} px, {number} of {len(sizes)} buckets")
-            loss = training.loss(training.prepare(trial_batch(prompts, width, height, parts.latents))).weighted
+            batch = parts.grey(plan.micro_batch(step), width, height)
+            loss = training.loss(training.prepare(batch)).weighted
             # Unlike `backward` it calls no hook of those that share gradients among ranks, and keeps none.
             torch.autograd.grad(loss, trained, allow_unused=True)
     if watch:

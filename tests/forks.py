@@ -1,8 +1,8 @@
 """Processes that cost one import for all: a server imports what trains, and each process is forked from it.
 
 Run as a module it is the server: it reads from its standard input which processes to start, and how they have ended.
-Its processes share one seed of hashes, and have no launcher: what is about launchers, kills or the start itself starts
-the real command, by `tests.processes.launch`.
+Its processes share one seed of hashes, and have no launcher: what is about launchers, their orphans or the start itself
+starts the real command, by `tests.processes.launch`.
 """
 
 import gc
@@ -97,19 +97,19 @@ def server() -> Forks:
     return Forks()
 
 
-def ended(
-    log: Path,
-    module: str,
-    *arguments: str,
-    processes: int = 1,
-) -> int:
-    """Run a module as so many ranks, or alone as without a launcher; the exit code of the first."""
+def begun(log: Path, module: str, *arguments: str, processes: int = 1) -> list[Fork]:
+    """Start a module as so many ranks, or alone as without a launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     places = [{**world, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)] if processes > 1 else [{}]
-    first, *others = (server().start(log, module, *arguments, environment=place) for place in places)
+    return [server().start(log, module, *arguments, environment=place) for place in places]
+
+
+def ended(log: Path, module: str, *arguments: str, processes: int = 1) -> int:
+    """Run a module as so many ranks, or alone, to its end; the exit code of the first."""
+    first, *others = begun(log, module, *arguments, processes=processes)
     code = first.wait()
     for other in others:
         other.wait(LEAVE_S)

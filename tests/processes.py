@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from tests.forks import ended
+from tests.forks import Fork, begun, ended
 
 DEADLINE_S = 300
 ORPHANS_S = 30
@@ -64,6 +64,22 @@ def trained(run: Path, log: Path, *arguments: str, processes: int = 1) -> Path:
     return run
 
 
+def killed_when(reached: Callable[[], bool], log: Path, *arguments: str, processes: int) -> None:
+    """Begin a run in forked processes; SIGKILL them and their loaders a moment after something has been reached."""
+    ranks = begun(log, "finetune", *arguments, processes=processes)
+    wait_until(ranks[0], reached, log)
+    time.sleep(0.2)
+    kill(ranks)
+
+
+def kill(ranks: Sequence[Fork]) -> None:
+    """SIGKILL forked processes and their loaders."""
+    for rank in ranks:
+        os.killpg(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
+
+
 def assert_finished(run: Path, log: Path) -> None:
     """A run has ended well. Its state is judged and not the exit code: gloo's threads sometimes abort after all is
     done."""
@@ -71,21 +87,16 @@ def assert_finished(run: Path, log: Path) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished", log.read_text()[-4000:]
 
 
-def kill_when(
-    process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path, *, launcher_alone: bool = False
-) -> None:
-    """SIGKILL, a moment after something has been reached."""
+def kill_launcher_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path) -> None:
+    """SIGKILL the launcher, a moment after something has been reached; nothing outlives it."""
     wait_until(process, reached, log)
     time.sleep(0.2)
-    if launcher_alone:
-        process.kill()
-    else:
-        signal_all(process, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert_alone(process)
 
 
-def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool], log: Path) -> None:
+def wait_until(process: subprocess.Popen[bytes] | Fork, reached: Callable[[], bool], log: Path) -> None:
     """Wait for something to be reached by a run that goes on meanwhile."""
     deadline = time.monotonic() + DEADLINE_S
     while not reached():

@@ -83,6 +83,13 @@ def test_single_is_one_process() -> None:
     check(config(strategy=StrategyConfig(name="single")), world=1)
 
 
+def test_blocks_that_fetch_their_weights_are_not_compiled() -> None:
+    model = ModelConfig(path="m", compile=True)
+    with pytest.raises(UserError, match=r"model\.compile=true cannot be used under strategy=zero3: use strategy=zero2"):
+        check(config(model=model, strategy=StrategyConfig(name="zero3")), world=1)
+    check(config(model=model, strategy=StrategyConfig(name="zero2")), world=1)
+
+
 def test_samples_far_larger_than_what_is_trained_are_refused() -> None:
     samples = SamplesConfig(prompts=["a"], sizes_px=[[512, 512], [2048, 512]])
     with pytest.raises(UserError, match="2048×512 px, more than twice the longest side"):

@@ -40,7 +40,7 @@ def test_hyperfusion_says_what_was_published() -> None:
     diffusion = config.diffusion
     assert (diffusion.weighting, diffusion.snr_gamma, diffusion.zero_terminal_snr) == ("soft_min_snr", 3.0, True)
     assert diffusion.noise.perturbation == 0.02
-    assert config.strategy.name == "zero2"
+    assert config.strategy.name == "zero1"
 
 
 def test_groups_and_values_are_overridden_as_hydra_does() -> None:

@@ -5,15 +5,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-RING_SHARE = {
-    "allreduce_": 2.0,
-    "allgather_": 1.0,
-    "_allgather_base_": 1.0,
-    "reduce_": 1.0,
-    "_reduce_scatter_base_": 1.0,
-}
+HALVES = ("allgather_", "_allgather_base_", "reduce_", "_reduce_scatter_base_", "broadcast_")
+RING_SHARE = {"allreduce_": 2.0, **dict.fromkeys(HALVES, 1.0)}
 """Of (world - 1) / world times a collective's bytes, how many of them each rank sends round a ring (Patarasuk and Yuan,
-J. Parallel Distrib. Comput. 69, 2009); a reduction to one rank is counted as if the owners took turns."""
+J. Parallel Distrib. Comput. 69, 2009); with one rank at an end it is the mean over all."""
 
 
 class Sent(NamedTuple):

@@ -139,7 +139,7 @@ class Preparer:
 
     def info(self, record: Record) -> ImageInfo:
         """The size of a sample's picture. Raises DataFault where it cannot be opened."""
-        return record.info or probe(record.image)
+        return ImageInfo(*record.size, "") if record.size else probe(record.image)
 
     def crop(self, info: ImageInfo, record: Record, bucket: int, draw: Draw) -> tuple[Crop, bool]:
         """How a draw cuts a sample's picture to its bucket, and whether it is mirrored after that."""
@@ -171,7 +171,7 @@ class Preparer:
         record = self._sources.read(sample, draw.epoch, whole_shard=(place.source, place.shard) in task.at_hand)
         info = self.info(record)
         crop, mirrored = self.crop(info, record, task.micro_batch.bucket, draw)
-        latents = unpack(record.image, mirrored=mirrored) if record.info else None
+        latents = unpack(record.image, mirrored=mirrored) if record.size else None
         pixels, mask = (None, None) if latents else self.picture(record, info, crop, mirrored)
         left = crop.scaled_width - crop.left - crop.width if mirrored else crop.left
         conditioning = (info.height, info.width, crop.top, left, crop.height, crop.width)

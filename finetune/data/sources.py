@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.cache import Cache
-from finetune.data.images import ImageInfo
 from finetune.data.index import IMAGE, MASK, TAR_BLOCK, TARS, Index, Span
 from finetune.data.labels import Labels, parse_labels
 from finetune.data.outage import Patience
@@ -40,8 +39,8 @@ class Record(NamedTuple):
     """The picture beside it that says how much each of its pixels counts."""
     cached: bool | None
     """Whether its shard lay in the cache when it was wanted; None where nothing is cached."""
-    info: ImageInfo | None = None
-    """What the index says of the picture, where its latents are read in its place."""
+    size: tuple[int, int] | None = None
+    """(width, height) of the picture in pixels, where its latents are read in its place."""
 
 
 class Members(NamedTuple):
@@ -120,8 +119,8 @@ class Sources:
         image, mask = members.pop(IMAGE), members.pop(MASK, None)
         labels, overlay = parse_labels(members, self._text_as), source.overlay(epoch)
         labels = overlay.over(row, labels) if overlay else labels
-        info = ImageInfo(int(index.width[row]), int(index.height[row]), "") if source.latents else None
-        return Record(image, labels, index.key(row), place.source, mask, cached, info)
+        size = (int(index.width[row]), int(index.height[row])) if source.latents else None
+        return Record(image, labels, index.key(row), place.source, mask, cached, size)
 
     def members(self, sample: int, epoch: int, *, whole_shard: bool) -> Members:
         """The bytes of all members of a sample; waits out faults of I/O.

@@ -34,8 +34,9 @@ class Ddp(Single):
         self._expect(0 if last else self._done + 1)
 
     def clear(self) -> None:
-        """Drop all gradients, also in the midst of a step."""
-        super().clear()
+        """Drop all gradients, also in the midst of a step. They stay parts of torch's buckets: others would be made for
+        what is added up, beside the buckets."""
+        torch._foreach_zero_([flat.tensor.grad for flat in self.flats if flat.tensor.grad is not None])
         self._expect(0)
 
     def close(self) -> None:
@@ -56,10 +57,11 @@ class Ddp(Single):
     def _fix_buckets(self) -> None:
         """Divide the gradients into buckets for good. Torch does so anew after the first backward pass, by the order in
         which gradients came; then the first step of a run that goes on would sum in another order than the same step
-        of a run that was never killed."""
-        self.model.reducer.prepare_for_backward([])
-        total = torch.zeros((), device=self.flats[0].tensor.device)
-        for flat in self.flats:  # the last one's gradient comes first, as in training
-            total = total + 0.0 * flat.tensor.sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.zero_grad()
+        of a run that was never killed. A second pass makes the gradients, of zeros, parts of these buckets."""
+        for _ in range(2):
+            self.model.reducer.prepare_for_backward([])
+            total = torch.zeros((), device=self.flats[0].tensor.device)
+            for flat in self.flats:  # the last one's gradient comes first, as in training
+                total = total + 0.0 * flat.tensor.sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.zero_grad(set_to_none=bool(self.model.reducer._rebuild_buckets()))

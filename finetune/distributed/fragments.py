@@ -57,9 +57,14 @@ class Flat:
     def gradients(self) -> list[Tensor]:
         """The gradient by pieces, without the padding between them; empty where there is none."""
         gradient = self.tensor.grad
-        if gradient is None or gradient.dim() > 1:  # a whole parameter
+        if gradient is None or self._is_whole:
             return [] if gradient is None else [gradient]
         return [piece.of(gradient) for piece in self.pieces]
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        """Whether it is one piece without padding."""
+        return len(self.pieces) == 1 and self.pieces[0].numel == self.tensor.numel()
 
 
 class Ranks(NamedTuple):

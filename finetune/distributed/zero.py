@@ -61,7 +61,7 @@ class Zero:
     ) -> None:
         self._ranks = ranks
         # ZeRO-2 and 3 let go of gradients that are still being reduced, unless a bucket has taken them in.
-        bucket = BUCKET if config.name == "zero1" else max(BUCKET, *(parameter.numel() for parameter in names))
+        bucket = BUCKET if config.name == "zero1" else max(BUCKET, max(p.numel() for p in names if p.requires_grad))
         communication = {"overlap_comm": True, "reduce_bucket_size": bucket}
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # which nothing depends on

@@ -26,7 +26,8 @@ SAFE = (
     "model.gradient_checkpointing",
     "model.vae_slicing",
     "model.attention",
-    "model.compile*",
+    "model.compile",
+    "model.compile_buckets",
     "ema.device",
     # Where the same data lies, which its fingerprint tells, and how it is read.
     "data.shards",

@@ -1,6 +1,6 @@
 """torch.compile block by block, for shapes that are known beforehand: nothing is compiled in the midst of a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,8 +34,9 @@ class Graphs:
     """
 
     def __init__(self, *models: nn.Module) -> None:
-        self._graphs: dict[Kind, Callable[..., Any]] = {}
-        self._before: dict[Kind, Callable[..., Any]] | None = None
+        self._kinds = set[Kind]()
+        self._compiles = False
+        self._compiled = torch.compile(_forward, dynamic=False)
         for block in (module for model in models for module in model.modules() if isinstance(module, BLOCKS)):
             block._compiled_call_impl = partial(self._call, block)  # what nn.Module calls in place of its own
         torch.compiler.set_stance("eager_on_recompile")
@@ -43,25 +44,26 @@ class Graphs:
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Within it every shape that a block meets is compiled, unless it has been before. Those that do not come up
-        again lose their graphs."""
-        self._before, self._graphs = self._graphs, {}
+        again run as they are from then on."""
+        self._kinds.clear()
+        self._compiles = True
         limits = torch._dynamo.config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT)
         try:
             with torch.compiler.set_stance("default"), limits:
                 yield
         finally:
-            self._before = None
+            self._compiles = False
 
     def _call(self, block: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         kind = Kind(type(block), hidden_states.shape, torch.is_grad_enabled())
-        if self._before is not None:
+        if self._compiles:
+            self._kinds.add(kind)
             for told in (*args, *kwargs.values()):
                 if isinstance(told, Tensor) and told.ndim == 3:  # the prompts' states, [B, length, D]
                     torch._dynamo.maybe_mark_dynamic(told, 1)
-            if kind not in self._graphs:
-                self._graphs[kind] = self._before.get(kind) or torch.compile(_forward, isolate_recompiles=True)
-        return self._graphs.get(kind, _forward)(block, hidden_states, *args, **kwargs)
+        call = self._compiled if kind in self._kinds else _forward
+        return call(block, hidden_states, *args, **kwargs)
 
 
 def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return block._call_impl(*args, **kwargs)
+    return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -6,9 +6,11 @@ Prints a line of JSON per figure as it comes and a table at the end, and writes 
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -35,13 +37,23 @@ BARS = {
     "data.resume_first_batch_s": "< 3",
     "data.http_vs_local": "≥ 0.7",
     "data.http_30ms_vs_local": "≥ 0.5",
+    "step.overhead": "≤ 5 or 3%",
+    "step.overhead_cpu": "≤ 5 or 3%",
+    "step.data_wait_share": "< 0.01",
     "prompts.per_s": "≥ 8,000",
     "prompts.share_of_decoding": "≤ 0.01",
     "monitor.overhead": "≤ 5 or 2%",
     "monitor.overhead_cpu": "≤ 5 or 2%",
     "checkpoint.stall_vs_copy": "≤ 1.2",
+    "gpu.sd15_512_latents_mfu": "≥ 0.45",
+    "gpu.sd15_512_live_vs_latents": "≥ 0.6",
+    "gpu.sd15_768_live_vs_latents": "≥ 0.6",
+    "gpu.sd15_1024_live_vs_latents": "≥ 0.6",
+    "gpu.vs_diffusers_loop": "≥ 1.3",
 }
 """What the figures should meet; nothing here fails where they do not."""
+PACKAGES = ("torch", "diffusers", "transformers", "bitsandbytes", "deepspeed")
+"""Whose versions matter."""
 WIDTH = 150
 
 
@@ -80,9 +92,23 @@ def hardware() -> str:
     """The machine in a line, and how busy it is with other things."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
-        f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, torch "
-        f"{torch.__version__}, load {os.getloadavg()[0]:.1f} before"
+        f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {cards()}{versions}, "
+        f"load {os.getloadavg()[0]:.1f} before"
+    )
+
+
+def cards() -> str:
+    """The first GPU with its driver and libraries, and a comma; nothing where there is none."""
+    if not torch.cuda.is_available():
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return (
+        f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)} with {memory:.0f} GiB, driver {driver}, CUDA "
+        f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, "
     )
 
 

@@ -14,8 +14,10 @@ from finetune.data.config import DataConfig
 from finetune.data.images import ImageInfo, load
 from finetune.data.index import IMAGE, Span
 from finetune.data.preparer import Preparer
+from finetune.data.prompts.length import TokenLimit
 from finetune.data.samples import place_of
 from finetune.feed import Feed
+from finetune.model.text import PromptTokenizer
 from tests.bench.bench_images import WHITE
 from tests.bench.feeding import (
     IMAGES,
@@ -55,7 +57,7 @@ def figures(work: Path, shared: Path | None) -> Iterator[Figure]:
     """
     config = data_config(shards(work, shared), work / "cache")
     feed, tokenize = opened(config, work), tokenizer(work)
-    decodes = _decodes(feed, config)
+    decodes = _decodes(feed, config, tokenize)
     costs = in_turns(
         [
             lambda repeat: _bare(decodes),
@@ -78,16 +80,18 @@ def figures(work: Path, shared: Path | None) -> Iterator[Figure]:
     )
 
 
-def _decodes(feed: Feed, config: DataConfig) -> list[Decode]:
+def _decodes(feed: Feed, config: DataConfig, tokenize: PromptTokenizer) -> list[Decode]:
     """What the loader will decode, in its order."""
-    preparer = Preparer(feed.plan, feed.sources, config, POLICIES, SEED)
+    limit = TokenLimit(tokenize.count, tokenize.max_tokens)
+    preparer = Preparer(feed.plan, feed.sources, config, POLICIES, limit, SEED)
     index = feed.sources.all[0].index
     found = []
     for micro_batch in (m for step in range(STEPS) for m in feed.plan.step(step)):
         for draw in micro_batch.draws:
             row = feed.sources.all[0].row(place_of(draw.sample))
             info = ImageInfo(int(index.width[row]), int(index.height[row]), "JPEG")
-            found.append(Decode(index.spans(row)[IMAGE], *preparer.crop(info, micro_batch.bucket, draw)))
+            record = feed.sources.read(draw.sample, draw.epoch, whole_shard=True)
+            found.append(Decode(index.spans(row)[IMAGE], *preparer.crop(info, record, micro_batch.bucket, draw)))
     return found
 
 

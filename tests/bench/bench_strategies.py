@@ -38,7 +38,7 @@ def figures(work: Path, shared: Path | None) -> Iterator[Figure]:
     mp.spawn(_rank, args=(port, work / "strategies.json"), nprocs=WORLD)  # type: ignore[no-untyped-call]
     found = json.loads((work / "strategies.json").read_text(encoding="utf-8"))
     ddp_s = np.array(found["step_s"]["ddp"])
-    for strategy in STRATEGIES:
+    for strategy in STRATEGIES[1:]:
         step_s, sent = np.array(found["step_s"][strategy]), found["sent"][strategy]
         yield Figure(
             f"strategy.{strategy}_vs_ddp",
@@ -46,7 +46,7 @@ def figures(work: Path, shared: Path | None) -> Iterator[Figure]:
             "ratio",
             f"time of a step, {ACCUMULATED} micro-batches on each of {WORLD} processes over gloo, "
             f"{np.median(step_s):.2f} s; {spread(step_s / ddp_s)}; a rank sends {sent['bytes']:.1f} bytes a parameter "
-            f"and step in {sent['collectives']} collectives",
+            f"and step in {sent['collectives']} collectives, under ddp {found['sent']['ddp']['bytes']:.1f}",
         )
 
 

@@ -1,16 +1,16 @@
 """Two steps under each strategy, with the collectives that the second took; started by test_traffic.py.
 
-Args: micro-batches that are added up, output file, folder (unused), folder (unused).
+Args: micro-batches that are added up, output file.
 """
 
 import sys
 from typing import Any
 
 import torch
-from worker import MICRO_BATCH, RATES, Trainer, large_tensors
 
 from finetune.distributed import zero
 from finetune.optim.config import OptimConfig
+from tests.distributed.worker import MICRO_BATCH, RATES, Trainer, large_tensors
 from tests.traffic import Traffic
 
 TRIED = {"fp32": ("ddp", "zero1", "zero2"), "bf16": ("zero1", "zero2", "zero3")}
@@ -32,13 +32,18 @@ def stepped(strategy: str, precision: str, accumulated: int) -> dict[str, Any]:
         trainer.step(1, RATES)
     sent = [(one.name, one.size, one.per_rank(trainer.distributed.world)) for one in traffic.sent]
     weights = trainer.parameters()
+    found = {"sent": sent, "parameters": parameters, "wrapping": wrapping, "weights": weights}
+    if strategy == "ddp":
+        trainer.accumulate(2, micro_batches=1)
+        gradients = [p.grad for p in trainer.net.parameters() if p.grad is not None]
+        found["buckets"] = {g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for g in gradients}
     trainer.reset()
-    return {"sent": sent, "parameters": parameters, "wrapping": wrapping, "weights": weights}
+    return found
 
 
 def main() -> None:
     """Strategies in the precisions that make a difference to them, and then with small buckets."""
-    accumulated, output, *_ = sys.argv[1:]
+    accumulated, output = sys.argv[1:]
     found = {(s, p): stepped(s, p, int(accumulated)) for p, strategies in TRIED.items() for s in strategies}
     zero.BUCKET = SMALL_BUCKET
     found |= {(s, "small buckets"): stepped(s, "bf16", int(accumulated)) for s in ("zero1", "zero2")}

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.forks import Forks
+
+from tests.forks import ended
 
 pytestmark = pytest.mark.slow
 WORLD, ACCUMULATED = 2, 16
@@ -17,9 +18,10 @@ Found = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("traffic")
-    forks.run("sent", WORLD, str(ACCUMULATED), str(folder / "results"), str(folder), "-")
+    ended(folder / "log", "tests.distributed.sent", str(ACCUMULATED), str(folder / "results"), processes=WORLD)
+    assert (folder / "results").exists(), (folder / "log").read_text()[-4000:]
     results: Found = torch.load(folder / "results", weights_only=True)
     return results
 
@@ -39,6 +41,10 @@ def test_ddp_sends_all_gradients_once_a_step(found: Found) -> None:
     kinds, size = sent(found, "ddp fp32")
     assert kinds == ["allreduce_"]
     assert size == 4 * found["ddp fp32"]["parameters"] * 2 * (WORLD - 1) / WORLD
+
+
+def test_ddp_adds_gradients_up_in_the_buckets_that_it_sends(found: Found) -> None:
+    assert list(found["ddp fp32"]["buckets"].values()) == [4 * found["ddp fp32"]["parameters"]]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

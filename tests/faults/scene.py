@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from data_tools.demo.tiny_model import TinySizes, save_tiny_model, train_tokenizer
+from finetune.entry import MISTAKEN
 from finetune.monitor.files import read_lines
 from finetune.monitor.ledger import read_ledger
+from tests.forks import Fork, begun, ended
 from tests.processes import DEADLINE_S, assert_alone, finish, launch, trained, wait_until
 
 STEPS, EVERY, BATCH = 12, 3, 8
@@ -98,6 +100,10 @@ class Scene:
             environment={"PYTHONPATH": path, "LONGHAUL_FAULTS": json.dumps(faults), **environment},
         )
 
+    def begin(self) -> list[Fork]:
+        """Begin the run in forked processes."""
+        return begun(self.log, "finetune", *self.arguments, processes=self.processes)
+
     def finish(self, *overrides: str, faults: Sequence[Fault] = (), processes: int | None = None) -> Path:
         """Do the run to its end, which has to be good; its folder. Only faults to come need the real command."""
         if not faults:
@@ -115,7 +121,7 @@ class Scene:
         assert code != 0, self.said[-4000:]
         return code
 
-    def until_step(self, process: subprocess.Popen[bytes], step: int) -> None:
+    def until_step(self, process: subprocess.Popen[bytes] | Fork, step: int) -> None:
         """Wait until so many steps are done."""
         there = self.run / "status.json"
         wait_until(process, lambda: there.exists() and self.status["step"] >= step, self.log)
@@ -125,9 +131,9 @@ class Scene:
         return {"what": what, "steps": [step], "once": str(checkpoint(self.run, saved)), **more}
 
     def refused(self, *overrides: str) -> str:
-        """Start the command, which has to end with a sentence and no traceback of the product's; the sentence."""
+        """Begin the run, which has to end with a sentence and no traceback of the product's; the sentence."""
         before = len(self.said) if self.log.exists() else 0
-        self.fail(*overrides)
+        assert ended(self.log, "finetune", *self.arguments, *overrides, processes=self.processes) == MISTAKEN
         said = self.said[before:]
         assert "finetune/train.py" not in said
         (sentence,) = sentences(said)

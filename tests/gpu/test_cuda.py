@@ -1,12 +1,14 @@
 """What only a GPU can show."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from finetune.data.loader import LatentShape
 from finetune.diffusion.config import DiffusionConfig
@@ -17,6 +19,7 @@ from finetune.distributed.runtime import set_missing_rank_variables
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_components
+from finetune.model.graphs import Graphs
 from finetune.model.text import PromptTokenizer, load_tokenizers
 from finetune.optim.config import EmaConfig, OptimConfig, state_kind
 from finetune.optim.groups import parameter_groups
@@ -24,6 +27,8 @@ from finetune.optim.optimizers import build_optimizer
 from finetune.step import TrainingStep, trial_batch
 from finetune.stopwatch import Stopwatch, take_memory_peak
 from finetune.strategy import StrategyConfig
+from finetune.warmup import least_trained
+from tests.bench.running import FromMemory, Steps, first_batches, recipe, running, small_shards
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,9 +66,9 @@ class Run:
         self.ema = setting.ema or EmaConfig()
         model = self.prepare()
         device = self.distributed.device
-        vae = components.vae.to(device).requires_grad_(False)
-        objective = Objective(DiffusionConfig(weighting="constant")).to(device)
-        self.step = TrainingStep(model, vae, objective, self.distributed.autocast())
+        self.vae = components.vae.to(device).requires_grad_(False)
+        self.objective = Objective(DiffusionConfig(weighting="constant")).to(device)
+        self.step = TrainingStep(model, self.vae, self.objective, self.distributed.autocast())
         prompts = PromptTokenizer(load_tokenizers(config), 150).longest(4)
         batch = trial_batch(prompts, 128, 64, LatentShape(4, 8))
         noise = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(0))
@@ -131,6 +136,34 @@ def test_xformers_computes_what_sdpa_does(tiny_model: Path) -> None:
     assert losses(tiny_model, 2, Setting(attention="xformers")) == pytest.approx(
         losses(tiny_model, 2, Setting()), rel=1e-3
     )
+
+
+@pytest.fixture
+def compiles() -> Iterator[None]:
+    """Afterwards nothing is compiled any more, and all that was is forgotten."""
+    yield
+    torch.compiler.set_stance("default")
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.03)])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero2"])
+def test_compiled_blocks_compute_what_plain_ones_do(
+    tiny_model: Path, strategy: str, precision: str, tolerance: float
+) -> None:
+    plain = losses(tiny_model, 3, Setting(precision=precision, optimizer="adamw", strategy=strategy))
+    run = Run(tiny_model, Setting(precision=precision, optimizer="adamw", strategy=strategy))
+    alone = TrainingStep(run.trainee, run.vae, run.objective, run.distributed.autocast())
+    with Graphs(run.trainee.unet, run.vae.encoder).compiling():
+        loss = alone.loss(alone.prepare(run.batch)).weighted
+        torch.autograd.grad(loss, least_trained(run.trainee), allow_unused=True)
+    made = counters["stats"]["unique_graphs"]
+    assert made > 0
+    assert run.losses(3) == pytest.approx(plain, rel=tolerance)
+    shorter = run.batch._replace(input_ids=run.batch.input_ids[:4], chunk_rows=run.batch.chunk_rows[:, :1] // 2)
+    run.step.loss(run.step.prepare(shorter))
+    assert counters["stats"]["unique_graphs"] == made
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"])
@@ -229,3 +262,25 @@ def test_deciles_and_the_distance_of_the_average_are_those_of_the_cpu(tiny_model
     weights = torch.cat([p.detach().flatten().double() for p in run.trainee.trainable.values()])
     expected = ((weights - average).norm() / weights.norm()).item()
     assert run.distributed.ema_distance() == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_in_a_step_waits_for_the_device_but_for_whether_it_may_be_made(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    small_shards(tmp_path / "squares-64", 64, 16)
+    steps = ["phases=[{until: 8 steps}]", "train.micro_batch=2", "train.global_batch=8", "data.workers=0"]
+    unwatched = ["monitor.tensorboard=false", "monitor.wandb.mode=disabled", "strategy.precision=bf16"]
+    with running(recipe(tmp_path, "run", tiny_model, 64, *steps, *unwatched)) as run:
+        batches = FromMemory(first_batches(run, 4))
+        Steps(run, batches).take(2)  # kernels are loaded, memory is had
+        rates = run.parts.engine.rates(run.parts.phases.at(2), 2, 8)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            losses, _, _ = run.accumulate(2, batches)
+            norm = run.distributed.gradient_norm()
+            run.distributed.share(losses.weighted, (False,), losses.by_decile)
+            run.distributed.step(list(rates.values()))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(norm)
+        assert torch.isfinite(losses.weighted)

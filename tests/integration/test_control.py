@@ -1,7 +1,6 @@
 """Asking something of a run that goes on."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from finetune.control.requests import FOLDER, SETTINGS, Action, Answer, answer_t
 from finetune.control.requests import ask as put
 from finetune.monitor.files import read_lines
 from tests.faults.scene import Scene, arguments, assert_same, metrics, save_model
-from tests.processes import signal_all, wait_until
+from tests.forks import Fork
+from tests.processes import kill, wait_until
 
 pytestmark = pytest.mark.slow
 STEPS = 150
 
 
-def ask(scene: Scene, process: subprocess.Popen[bytes], action: Action, assignment: str = "") -> Answer:
+def ask(scene: Scene, process: Fork, action: Action, assignment: str = "") -> Answer:
     """Ask, and wait for the answer."""
     request = put(scene.run, action, assignment)
     wait_until(process, lambda: answer_to(scene.run, request) is not None, scene.log)
@@ -38,21 +38,20 @@ def test_a_run_that_is_steered_goes_on_as_asked_and_so_again_after_a_kill(
     run = scene.run
 
     # Set a rate, and be killed before anything is saved.
-    process = scene.start()
+    process, other = scene.begin()
     scene.until_step(process, 2)
     assert "changes what trains" in str(ask(scene, process, "set", "optim.text_encoder_lr=0").refused)
     at = ask(scene, process, "set", "optim.lr=3e-3").step
     scene.until_step(process, at + 2)
-    signal_all(process, signal.SIGKILL)
-    process.wait()
+    kill([process, other])
     assert not scene.saved
 
     # What is set holds from the same step on; then save, and stop for now.
-    process = scene.start()
+    process, other = scene.begin()
     scene.until_step(process, at + 1)
     saved = ask(scene, process, "save").step
     stopped = ask(scene, process, "stop").step
-    assert process.wait(timeout=120) == 0
+    assert {process.wait(), other.wait()} == {0}
     assert scene.state == "stopped"
     assert scene.saved == [saved, stopped]
     command = [sys.executable, "-m", "finetune.runs", "ask", str(run), "save"]

@@ -131,9 +131,12 @@ def test_a_run_killed_in_a_phase_goes_on_as_if_nothing_had_happened(
     strategy: str, whole: Path, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     given = arguments(tmp_path, shards, tiny_model, strategy)
-    process = processes.launch(tmp_path / "log", *given, processes=WORLD[strategy])
     latest = tmp_path / "hyperfusion" / "checkpoints" / "latest"
-    processes.kill_when(process, lambda: latest.exists() and latest.read_text() == f"step-{9:08d}", tmp_path / "log")
+
+    def saved() -> bool:
+        return latest.exists() and latest.read_text() == f"step-{9:08d}"
+
+    processes.killed_when(saved, tmp_path / "log", *given, processes=WORLD[strategy])
     assert_same(run_through(tmp_path, shards, tiny_model, strategy), whole)
 
 

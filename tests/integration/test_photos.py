@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,15 +67,10 @@ def finish(photos: Path, runs: Path, *more: str, count: int = 2) -> Path:
     return processes.trained(runs / "hyperfusion", runs / "log", *given, *more, processes=count)
 
 
-def kill_after(photos: Path, runs: Path, step: int, *, launcher_alone: bool) -> None:
-    """Start the run, and SIGKILL it once the checkpoint of a step is there, in the middle of the steps that follow."""
-    process = processes.launch(runs / "log", *arguments(photos, runs), processes=2)
+def saved(runs: Path, step: int) -> Callable[[], bool]:
+    """Whether the checkpoint of a step is there, and the run in the middle of the steps that follow."""
     latest = runs / "hyperfusion" / "checkpoints" / "latest"
-
-    def saved() -> bool:
-        return latest.exists() and latest.read_text() == f"step-{step:08d}"
-
-    processes.kill_when(process, saved, runs / "log", launcher_alone=launcher_alone)
+    return lambda: latest.exists() and latest.read_text() == f"step-{step:08d}"
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +82,9 @@ def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def killed_twice(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("killed")
-    kill_after(photos, runs, EVERY, launcher_alone=True)
-    kill_after(photos, runs, 2 * EVERY, launcher_alone=False)
+    log, given = runs / "log", arguments(photos, runs)
+    processes.kill_launcher_when(processes.launch(log, *given, processes=2), saved(runs, EVERY), log)
+    processes.killed_when(saved(runs, 2 * EVERY), log, *given, processes=2)
     return finish(photos, runs)
 
 

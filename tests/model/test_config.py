@@ -16,6 +16,7 @@ from finetune.model.config import ModelConfig
         ({"join_chunks": "drop"}, r"model\.join_chunks"),
         ({"pad_chunks": "all"}, r"model\.pad_chunks"),
         ({"attention": "flash"}, r"model\.attention"),
+        ({"compile_buckets": 0}, r"model\.compile_buckets is 0: use 1 or more, or model\.compile=false"),
         ({"gradient_checkpointing": "some"}, r"model\.gradient_checkpointing is 'some': use one of none, all, auto"),
         ({"gradient_checkpointing": "True"}, r"gradient_checkpointing is true: write all where it was true"),
     ],

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.checkpoint.export import export_file
 from finetune.checkpoint.model_spec import About
@@ -232,3 +233,17 @@ def test_clip_skip_beyond_the_layers_is_refused(tiny_model: Path, tiny_sdxl: Pat
 def test_xformers_without_a_gpu_says_what_it_needs(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"needs a CUDA GPU and `pip install 'longhaul\[gpu\]'`"):
         loaded(tiny_model, attention="xformers")
+
+
+def test_all_attention_is_torch_s_fused_one(twin: Path) -> None:
+    components = loaded(twin)
+    processors = {type(m.processor) for part in (components.unet, components.vae) for m in attentions(part)}
+    assert processors == {AttnProcessor2_0}
+    assert {encoder.config._attn_implementation for encoder in components.text_encoders.values()} == {"sdpa"}
+
+
+def attentions(part: nn.Module) -> list[Attention]:
+    """All of a part's, of which there has to be one."""
+    found = [module for module in part.modules() if isinstance(module, Attention)]
+    assert found
+    return found

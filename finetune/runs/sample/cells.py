@@ -63,7 +63,7 @@ def sample_cells(
 
 def trained_sampler(config: Config, checkpoint: Checkpoint, average: bool | None, device: torch.device) -> Sampler:
     """A checkpoint's model as the run samples with it. Raises UserError where its weights cannot be had."""
-    model = replace(config.model, compile=False, gradient_checkpointing="none", attention="sdpa")
+    model = replace(config.model, gradient_checkpointing="none", attention="sdpa")
     components = load_components(model)
     Trained(model, components.modules, checkpoint.ranks, average=average, dtype=torch.float32).load()
     return Sampler(

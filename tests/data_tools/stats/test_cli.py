@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from data_tools.__main__ import app
 from tests.data_tools.stats.test_buckets import recipe
 
 
@@ -15,19 +17,24 @@ def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
-def test_the_command_without_prompts_needs_no_tokenizer(odd_shards: Path, tmp_path: Path) -> None:
+def test_the_command_without_prompts_needs_no_tokenizer(
+    odd_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [*recipe(f"data.shards={odd_shards}", "model.path=/nowhere"), "--prompts", "0"]
     done = run(*arguments, "--json", "--out", "figures", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["samples"], told["prompts"]) == (5, None)
     assert len(told["factor_edges"]) == len(told["factors"]) + 1
-    plain = run(*arguments, "--out", "figures", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plain = CliRunner().invoke(app, ["stats", *arguments, "--out", "figures"])
     assert "48×80" in plain.stdout
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["stats.png"]
 
 
-def test_the_command_with_prompts(odd_shards: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_the_command_with_prompts(
+    odd_shards: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [*recipe(f"data.shards={odd_shards}", f"model.path={tiny_model}", "captions.drop=0"), "--draws", "2"]
     done = run(*arguments, "--prompts", "3", "--json", cwd=tmp_path)
     assert done.returncode == 0
@@ -38,7 +45,8 @@ def test_the_command_with_prompts(odd_shards: Path, tmp_path: Path, tiny_model: 
     assert prompts["sources"][0]["in_effect"] == pytest.approx({"tags": 0.2, "caption": 0.2, "missing": 0.6})
     assert sum(prompts["forms"].values()) == pytest.approx(1.0)
     assert "3/3" in done.stderr
-    plain = run(*arguments, "--out", "figures", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plain = CliRunner().invoke(app, ["stats", *arguments, "--out", "figures"])
     assert "prompts of 5 samples, 2 of each" in plain.stdout
     assert "dog" in plain.stdout
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"stats.png", "prompts.png"}
