@@ -17,7 +17,7 @@ from finetune.optim.groups import parameter_groups
 from finetune.phases import Phase
 
 CONTEXT = 3 << 28
-"""Bytes that CUDA, cuBLAS, cuDNN and NCCL take beside torch's allocator: 0.75 GiB, of what is usual; not measured here."""
+"""Bytes that CUDA, cuBLAS, cuDNN and NCCL take beside torch's allocator: 0.75 GiB, which is usual and not measured."""
 
 
 class Model:

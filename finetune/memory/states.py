@@ -1,5 +1,5 @@
-"""What a rank holds all the time: weights, gradients, the optimizer's state and a strategy's buffers. The law was found by
-measuring, and tests measure it again."""
+"""What a rank holds all the time: weights, gradients, the optimizer's state and a strategy's buffers. The law was found
+by measuring, and tests measure it again."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ STATE_BYTES = {
     "dadapt_adam": 12.0,
     "adafactor": 0.0,
 }
-"""Of the optimizers' state, for each parameter; a block of 256 8-bit values has one fp32 scale. Adafactor's rows and columns
-do not count, and one of the user's own is taken to be as AdamW."""
+"""Of the optimizers' state, for each parameter; a block of 256 8-bit values has one fp32 scale. Adafactor's rows and
+columns do not count, and one of the user's own is taken to be as AdamW."""
 
 
 @dataclass(frozen=True)
