@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from finetune.data.loader import Chunks, LatentShape
+from finetune.data.batch import Chunks, LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed.runtime import autocast
