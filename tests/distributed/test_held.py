@@ -44,6 +44,6 @@ def test_a_rank_holds_what_is_predicted(tmp_path: Path, strategy: str, optimizer
     parameters = Parameters((LAYERS - 1) * layer, layer, layer)
     ema = EmaConfig(decay=0.9, device="model")
     config = StrategyConfig(name=strategy, precision="fp32")
-    predicted = held(parameters, optimizer, ema, config, world, accumulates=True)
+    predicted = held(parameters, optimizer, ema, config, world)
     found = json.loads((tmp_path / "held").read_text()) + (2 * 4 * BUCKET if strategy == "zero2" else 0)
     assert found == pytest.approx(sum(vars(predicted).values()), rel=0.04)
