@@ -1,6 +1,5 @@
 """`python -m data_tools`: build, index and look at data sets."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from data_tools.build import build
 from data_tools.demo.cli import app as demo
-from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index
+from data_tools.indexing import Refused, expand, files_below, index_folder, index_shards, verify_index, write_refused
 from data_tools.loose import index_tree
 from finetune.commands import with_later
 from finetune.data.config import TEXT_KINDS
@@ -120,8 +119,7 @@ def _report(folder: Path, index: Index, refused: list[Refused]) -> None:
     )
     if (most := int(index.repeats.max())) > 1:
         console.print(f"Folders' names ask for up to {most} draws of a sample per epoch.")
-    path = folder / "refused.jsonl"
-    path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in refused), encoding="utf-8")
+    path = write_refused(folder, refused)
     if not refused:
         return
     table = Table("refused", "reason", title=f"{len(refused):,} refused; all of them in {path}", title_justify="left")

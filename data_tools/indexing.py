@@ -41,12 +41,14 @@ from finetune.data.outage import Patience
 from finetune.data.remote import Remote, is_remote
 from finetune.data.spans import verify_local
 from finetune.errors import DataFault, UserError
+from finetune.monitor.files import replace_text
 
 # Pillow decides which of these it can read, with the plugins that are installed.
 IMAGE_SUFFIXES = frozenset(
     {"apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jpeg", "jpg", "jxl", "mpo", "png", "tif", "tiff", "webp"}
 )
 PARTS = ".index"
+REFUSED = "refused.jsonl"
 PART_VERSION = 5
 TIMEOUT_S = 30.0
 GLOB_SIGNS = frozenset("*?[")
@@ -125,6 +127,13 @@ def joined(folder: Path, kind: str, parts: Sequence[Part], root: Path | None = N
     usable = [part for part in parts if part.shard.samples]
     index = write_index(folder, kind, [part.shard for part in usable], [part.table for part in usable], root)
     return index, [refused for part in parts for refused in part.refused]
+
+
+def write_refused(folder: Path, refused: Iterable[Refused]) -> Path:
+    """Write down what was left out, a line each. The file."""
+    path = folder / REFUSED
+    replace_text(path, "".join(json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in refused))
+    return path
 
 
 def known_shards(folder: Path) -> tuple[Shard, ...]:

@@ -1,7 +1,6 @@
 """Encoding: loader processes decode the pictures, this one encodes them, and other processes may do the same beside
 it."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +26,6 @@ from finetune.distributed.runtime import autocast
 from finetune.errors import UserError
 from finetune.model.families import load_one
 from finetune.model.vae import encoder_hash, encoding_precision, pixel_moments, vae_factor
-from finetune.monitor.files import replace_text
-
-REFUSED = "refused.jsonl"
 
 
 @dataclass(frozen=True)
@@ -157,8 +153,6 @@ def finished(latents: LatentSet) -> Outcome:
     parts = [part for part in found if part is not None]
     if len(parts) == len(found):
         latents.write_index(parts)
-        lines = (json.dumps(fault._asdict(), ensure_ascii=False) for part in parts for fault in part.refused)
-        replace_text(latents.folder / REFUSED, "".join(f"{line}\n" for line in lines))
     return Outcome(
         latents.folder,
         shards=len(parts),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from data_tools.indexing import PARTS, Part, load_part
+from data_tools.indexing import PARTS, Part, load_part, write_refused
 from data_tools.latents.shard import ShardWriter
 from finetune.config import Config, plan_settings
 from finetune.data.buckets import NONE, U16
@@ -114,10 +114,11 @@ class LatentSet:
             )
 
     def write_index(self, parts: Sequence[Part]) -> None:
-        """Write the index of all shards."""
+        """Write the index of all shards, and which pictures cannot be used."""
         told = {**asdict(self.making), "origins": self._origins}
         with FileLock(self.folder / PARTS / "lock"):
             write_index(self.folder, TARS, [part.shard for part in parts], [part.table for part in parts], latents=told)
+            write_refused(self.folder, (fault for part in parts for fault in part.refused))
 
     @cached_property
     def _origins(self) -> list[str]:
