@@ -123,6 +123,11 @@ class Parts:
         fills = self.config.model.gradient_checkpointing == "auto" and self.distributed.device.type == "cuda"
         self.filling = self._fill(phase, trained) if fills else None
         """Which blocks compute their activations again, where that was left open."""
+        self._buckets = phase.buckets
+
+    def fits(self, phase: Phase) -> bool:
+        """Whether a phase can go on with what was built. Blocks are chosen for the pictures of a phase."""
+        return self.engine.fits(phase) and (self.filling is None or phase.buckets == self._buckets)
 
     def take_up(self, journal: Journal) -> None:
         """Go on with changed data."""

@@ -188,7 +188,7 @@ class Run:
         self.flush(step)
         self.opening.renew(step)
         phase, number = self.parts.phases.at(step), self.parts.phases.number(step)
-        if not self.parts.engine.fits(phase):
+        if not self.parts.fits(phase):
             checkpoint = self.saving.at(step)
             self.parts.build(phase)
             self.distributed.load_state(*checkpoint.ranks)
