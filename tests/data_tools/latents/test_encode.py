@@ -74,10 +74,9 @@ def test_masks_are_exact(tiny_model: Path, tmp_path: Path, kind: str, flip: floa
 
 def test_loose_pictures_can_be_encoded(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "shards-pictures"
-    for caption in (None, "another caption"):
-        if caption:
-            for picture in Index.load(pictures).keys.to_pylist():
-                (pictures / picture).with_suffix(".txt").write_text(f"{caption} of {picture}")
+    for labels in (None, {"tags": ["another tag"], "caption": "another caption, of more letters"}):
+        for side_file in pictures.glob("*.json") if labels else ():
+            side_file.write_text(json.dumps(labels))
         index_tree(pictures, pictures, "auto", workers=1)
         for live, other in paired(pictures, tiny_model, tmp_path, range(1)):
             check_alike(live, other)
