@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, typed
 from finetune.errors import UserError
 from finetune.overrides import ill_typed
+from finetune.phases import PhaseConfig
 
 COMPOSING = re.compile(r"In '.*raised while composing config:$")
 USAGE = "give a recipe: conf=NAME"
@@ -99,6 +100,9 @@ def explain(error: Exception) -> str:
         return f"{key} asks for the environment variable {missing[1]}, which is not set: export it"
     if wrong := ill_typed(key, said):
         return wrong
+    if "not in 'PhaseConfig'" in said:
+        allowed = ", ".join(field.name for field in fields(PhaseConfig))
+        return f"there is no setting {key.rpartition('.')[2]} of a phase: use one of {allowed}"
     if "not in" in said:
         return f"there is no setting {key}{suggestion(key)}"
     if "is not a subclass of SourceConfig" in said:

@@ -68,7 +68,7 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("phases=[{until: 3 steps, optim: adopt}]", "optim holds settings by their names"),
         ("phases=[]", "phases is empty: give the run a length"),
         ("phases=[{until: 3}]", "a phase's until is '3': give a place such as '10 epochs' or '5000 steps'"),
-        ("phases=[{steps: 3}]", "there is no setting steps"),
+        ("phases=[{steps: 3}]", "there is no setting steps of a phase: use one of until, optim, buckets, micro_batch"),
         ("phases=[{optim: {lr: 1}}]", "phases[0].until is not set"),
         ("model.clip_skip=0", "model.clip_skip is 0: use 1"),
         ("data.buckets.step_px=12", "data.buckets.step_px is 12: use a positive multiple of 8"),
