@@ -75,7 +75,7 @@ def test_groups_and_values_are_overridden_as_hydra_does() -> None:
         ("resume=maybe", "resume is 'maybe': use one of auto, never"),
         ("run.name=../x", "run.name is '../x'"),
         ("run.max_crashes_at_step=-1", "run.max_crashes_at_step is -1"),
-        ("strategy=zero9", "zero9"),
+        ("strategy=zero9", "there is no strategy=zero9: use one of ddp, single, zero1, zero2, zero3"),
         ("captions.drop=2", "captions.drop is 2.0: use a number from 0 to 1"),
         ("monitor.wandb.mode=loud", "monitor.wandb.mode is 'loud'"),
         ("data.sources.x={path: a}", "data.sources.x cannot be set alone: give data.sources={NAME"),
