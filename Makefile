@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 # files come in the order of tests/conftest.py.
 IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-faults bench bench-gpu docs docs-serve lint format clean
+.PHONY: install demo test test-faults test-gpu bench bench-gpu docs docs-serve lint format clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -37,6 +37,9 @@ test: lint
 
 test-faults: install
 	$(IN_PARALLEL) tests/faults tests/launch tests/bench tests/test_launch.py -m ""
+
+test-gpu: install
+	$(BIN)/pytest -m gpu
 
 bench: install
 	$(BIN)/python -m tests.bench

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.ahead import Ahead, check_cache, is_first_on_machine
+from finetune.data.batch import Batch, LatentShape, Packed
 from finetune.data.config import DataConfig
 from finetune.data.journal import Journal
 from finetune.data.latent_sets import check_buckets
-from finetune.data.loader import Batch, LatentShape, MicroBatches, Tokenizer, open_loader
+from finetune.data.loader import MicroBatches, Tokenizer, open_loader
 from finetune.data.plan import PLAN_VERSION, Plan
 from finetune.data.prepare import DataSet
 from finetune.data.preparer import Preparer
@@ -160,7 +161,7 @@ class Feed:
         loader = open_loader(dataset, data, pin)
         windows = data.cache.windows_ahead if is_first_on_machine() else -1
         with Ahead(self.plan, self.sources, windows=windows, downloads=data.cache.downloads, step=steps.start) as ahead:
-            yield Batches(loader, ahead.reached)
+            yield Batches(map(Packed.unpacked, loader), ahead.reached)
 
     def _limit(self, tokenizer: Tokenizer) -> TokenLimit:
         return checked_limit(self._policies, tokenizer.count, tokenizer.max_tokens)

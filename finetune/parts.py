@@ -14,10 +14,10 @@ from finetune.checkpoint.resume import check_format, check_identity, check_model
 from finetune.checkpoint.store import Checkpoint, state_bytes
 from finetune.config import Config, defaults, phases, plan_settings, policies, resolved
 from finetune.control.requests import keep_setting, kept_settings
+from finetune.data.batch import Batch, LatentShape
 from finetune.data.buckets import bucket_sizes
 from finetune.data.journal import Journal
 from finetune.data.latent_sets import check_vae
-from finetune.data.loader import Batch, LatentShape
 from finetune.data.plan import Plan
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, Chunks, LatentShape
+from finetune.data.batch import Batch, Chunks, LatentShape
 from finetune.diffusion.objective import Losses, Objective
 from finetune.model.vae import draw_latents, encode_pixels, encoding_precision
 

@@ -20,7 +20,7 @@ from finetune.looks import look
 from finetune.monitor.flops import peak_flops, utilisation
 from finetune.monitor.intervals import Interval, combined
 from finetune.monitor.metrics import Values
-from finetune.opening import Opening, opened
+from finetune.opening import Opening, opened, tell_filling
 from finetune.recovery import Recovery
 from finetune.saving import Saving
 from finetune.steering import Orders, Steering
@@ -192,6 +192,8 @@ class Run:
             checkpoint = self.saving.at(step)
             self.parts.build(phase)
             self.distributed.load_state(*checkpoint.ranks)
+            if self.watch:
+                tell_filling(self.watch, self.parts)
         if self.watch and step == self.parts.phases.span(number).start:
             self.watch.phase(step, number, phase.facts, changed=True)
         self.warm_up(step)

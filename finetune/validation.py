@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.data.batch import Batch
 from finetune.data.buckets import I64
 from finetune.data.hashing import U64, hash_counters, purpose_key, to_unit
 from finetune.data.held_out import hash_keys
-from finetune.data.loader import Batch, MicroBatches
+from finetune.data.loader import MicroBatches
 from finetune.data.plan import MicroBatch, Plan
 from finetune.data.samples import rows_of_ids, sources_of_ids
 from finetune.data.sources import Sources

@@ -5,7 +5,7 @@ from typing import Any
 
 from data_tools.latents.encode import Outcome, encode
 from finetune.config import BatchConfig, Config, RunConfig, plan_settings, policies
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.batch import Batch, LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.feed import Feed
 from finetune.model.config import ModelConfig

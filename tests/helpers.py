@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune.data.batch import Chunks
 from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
 from finetune.data.index import Index
-from finetune.data.loader import Chunks
 from finetune.data.plan import MicroBatch
 from finetune.data.prepare import DataSet
 from finetune.data.prompts.length import TokenLimit

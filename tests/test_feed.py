@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from finetune.config import BatchConfig, Config, RunConfig, policies
+from finetune.data.batch import LatentShape
 from finetune.data.config import DataConfig, OverlayConfig, SourceConfig
 from finetune.data.index import Index
-from finetune.data.loader import LatentShape
 from finetune.data.plan import Plan
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.shapes import PlanSettings, Shape

@@ -46,6 +46,7 @@ LAYERS = {
     "finetune.data.prepare": 2,
     "finetune.data.preparer": 2,
     "finetune.data.ahead": 2,
+    "finetune.data.batch": 2,
     "finetune.data.loader": 2,
     "finetune.model": 2,
     "finetune.optim": 2,

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.batch import Batch, LatentShape
 from finetune.diffusion.config import DiffusionConfig, NoiseConfig
 from finetune.diffusion.objective import Objective
 from finetune.model.vae import pixel_moments

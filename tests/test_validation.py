@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from finetune.data.batch import Batch, LatentShape
 from finetune.data.buckets import bucket_sizes
 from finetune.data.config import BucketsConfig
-from finetune.data.loader import Batch, LatentShape
 from finetune.data.samples import place_of
 from finetune.data.shapes import PlanSettings, Shape
 from finetune.diffusion.config import DiffusionConfig

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_tools.latents.sets import LatentSet
+from finetune.data.batch import shared
 from finetune.data.buckets import fit
 from finetune.data.config import DataConfig
 from finetune.data.images import probe
 from finetune.data.index import IMAGE, MASK
 from finetune.data.latents import area_sums
-from finetune.data.loader import shared
 from finetune.data.preparer import load_picture
 from finetune.data.samples import Place, sample_id
 from finetune.data.sources import Sources

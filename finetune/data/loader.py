@@ -6,16 +6,16 @@ number of workers gives the same batches. Every choice for a draw comes from a c
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
+from finetune.data.batch import Batch, Chunks, LatentShape, Packed, packed
 from finetune.data.buckets import I64
 from finetune.data.config import DataConfig
 from finetune.data.hashing import hash_counters, purpose_key, shuffled_order, to_unit
@@ -23,7 +23,7 @@ from finetune.data.journal import Journal
 from finetune.data.latents import area_sums
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import MicroBatch, Plan
-from finetune.data.preparer import BadSample, Facts, Preparer, Sample
+from finetune.data.preparer import BadSample, Preparer, Sample
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.timesteps import Timesteps
 from finetune.errors import RankError, UserError
@@ -45,73 +45,7 @@ class Tokenizer(Protocol):
         """Tokens of a text, without those that begin and end it."""
 
 
-class Chunks(NamedTuple):
-    """Prompts as the chunks that text encoders read. Those that only fill up shorter prompts are one, which is encoded
-    but once."""
-
-    input_ids: Tensor
-    """int64 [R, encoders, 77]"""
-    chunk_rows: Tensor
-    """The row in which each chunk of a prompt stands: int64 [prompts, chunks]"""
-
-    def to(self, device: torch.device) -> "Chunks":
-        """The same on the device."""
-        return Chunks(self.input_ids.to(device), self.chunk_rows.to(device))
-
-
-class Batch(NamedTuple):
-    """One micro-batch of m samples in a bucket of W×H pixels, f the VAE's factor. There are pixels or moments."""
-
-    size: tuple[int, int]
-    """(W, H)"""
-    pixels: Tensor | None
-    """uint8 [m, 3, H, W], as a view of [m, H, W, 3]"""
-    moments: Tensor | None
-    """fp16 or bf16 [m, 2C, H/f, W/f], as `Latents` has them"""
-    input_ids: Tensor
-    """int64 [R, encoders, 77], as `Chunks` has it, like the next"""
-    chunk_rows: Tensor
-    """int64 [m, chunks]"""
-    size_and_crop: Tensor
-    """int64 [m, 6], as `Sample` has it"""
-    loss_weights: Tensor
-    """float32 [m]"""
-    mask: Tensor
-    """How much each latent counts: float32 [m, 1, H/f, W/f], or ones [m, 1, 1, 1] where all do"""
-    timesteps: Tensor
-    """int64 [m]"""
-    noise: Tensor
-    """float32 [m, C, H/f, W/f], like the posterior's"""
-    offset: Tensor
-    """float32 [m, C, 1, 1], before its strength"""
-    perturbation: Tensor
-    """float32, as the noise, before its strength; or zeros [m, 1, 1, 1] where there is none"""
-    posterior_noise: Tensor
-    bad: list[BadSample]
-    facts: list[Facts]
-    """Of every sample."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on the device; pinned memory is copied asynchronously."""
-        tensors = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return self._replace(**moved)
-
-
-@dataclass(frozen=True)
-class LatentShape:
-    """What noise has to look like."""
-
-    channels: int
-    factor: int
-    """Pixels that one latent spans."""
-
-    def of(self, width: int, height: int) -> tuple[int, int, int]:
-        """[C, h, w] for a picture of this size in pixels."""
-        return self.channels, height // self.factor, width // self.factor
-
-
-class MicroBatches(Dataset[Batch | UserError]):
+class MicroBatches(Dataset[Packed | UserError]):
     """This rank's micro-batches from a step on; item i is number i % n of step first + i // n."""
 
     def __init__(
@@ -149,11 +83,11 @@ class MicroBatches(Dataset[Batch | UserError]):
     def _per_step(self) -> int:
         return self._plan.global_batch // self._plan.micro_batch(self._steps.start) // self._world
 
-    def __getitem__(self, item: int) -> Batch | UserError:
+    def __getitem__(self, item: int) -> Packed | UserError:
         step = self._steps[item // self._per_step]
         micro_batch = self._plan.step(step)[self._rank + item % self._per_step * self._world]
         try:
-            return self.prepare(step, micro_batch)
+            return self._packed(step, micro_batch)
         except UserError as error:
             # Raised in a worker it would come out wrapped in that worker's traceback.
             return error
@@ -164,26 +98,31 @@ class MicroBatches(Dataset[Batch | UserError]):
         Args:
             timesteps: int64 [m], in place of those that the step would draw.
         """
+        return self._packed(step, micro_batch, timesteps).unpacked()
+
+    def _packed(self, step: int, micro_batch: MicroBatch, timesteps: I64 | None = None) -> Packed:
         bad: list[BadSample] = []
         samples = self._preparer.prepare(step, micro_batch, self._excluded(step), bad)
         width, height = self._plan.sizes[micro_batch.bucket].tolist()
         shape = self._latents.of(width, height)
         noises = [self._noises.draw(draw, shape) for draw in micro_batch.draws]
-        return Batch(
-            size=(width, height),
-            pixels=_pixels(samples),
-            moments=_moments(samples),
-            **self._tokenizer([s.prompt for s in samples])._asdict(),
-            size_and_crop=torch.tensor([s.size_and_crop for s in samples]),
-            loss_weights=torch.tensor([s.loss_weight for s in samples]),
-            mask=latent_mask([_mask_sums(s, self._latents.factor) for s in samples], self._latents.factor),
-            timesteps=self._draw_timesteps(step, micro_batch) if timesteps is None else torch.from_numpy(timesteps),
-            noise=shared([noise.noise for noise in noises]),
-            offset=torch.stack([noise.offset for noise in noises]),
-            perturbation=shared([noise.perturbation for noise in noises]),
-            posterior_noise=shared([noise.posterior for noise in noises]),
-            bad=bad,
-            facts=[s.facts for s in samples],
+        return packed(
+            {
+                "pixels": [torch.from_numpy(s.pixels) for s in samples if s.pixels is not None],
+                "moments": [s.latents.moments for s in samples if s.latents],
+                **self._tokenizer([s.prompt for s in samples])._asdict(),
+                "size_and_crop": torch.tensor([s.size_and_crop for s in samples]),
+                "loss_weights": torch.tensor([s.loss_weight for s in samples]),
+                "mask": latent_mask([_mask_sums(s, self._latents.factor) for s in samples], self._latents.factor),
+                "timesteps": self._draw_timesteps(step, micro_batch)
+                if timesteps is None
+                else torch.from_numpy(timesteps),
+                "noise": [noise.noise for noise in noises],
+                "offset": [noise.offset for noise in noises],
+                "perturbation": [noise.perturbation for noise in noises],
+                "posterior_noise": [noise.posterior for noise in noises],
+            },
+            {"size": (width, height), "bad": bad, "facts": [s.facts for s in samples]},
         )
 
     def _draw_timesteps(self, step: int, micro_batch: MicroBatch) -> Tensor:
@@ -196,16 +135,6 @@ class MicroBatches(Dataset[Batch | UserError]):
             strata = shuffled_order(hash_counters(self._stratum_key, step, np.arange(count)))
             quantiles = (strata[slots] + quantiles) / count
         return self._timesteps(torch.from_numpy(quantiles))
-
-
-def _pixels(samples: Sequence[Sample]) -> Tensor | None:
-    given = [torch.from_numpy(sample.pixels) for sample in samples if sample.pixels is not None]
-    return shared(given).permute(0, 3, 1, 2) if given else None
-
-
-def _moments(samples: Sequence[Sample]) -> Tensor | None:
-    given = [sample.latents.moments for sample in samples if sample.latents]
-    return shared(given) if given else None
 
 
 def _mask_sums(sample: Sample, factor: int) -> npt.NDArray[np.uint16] | None:
@@ -230,14 +159,6 @@ def latent_mask(sums: Sequence[npt.NDArray[np.uint16] | None], factor: int) -> T
     whole = np.ones(given[0].shape)
     means = [whole if each is None else each / factor**2 / 255.0 for each in sums]
     return torch.from_numpy(np.stack(means)[:, None].astype(np.float32))
-
-
-def shared(parts: list[Tensor]) -> Tensor:
-    """The parts stacked; in a worker process in memory that the trainer shares, so that they are copied once."""
-    whole = torch.empty((len(parts), *parts[0].shape), dtype=parts[0].dtype)
-    if get_worker_info() is not None:
-        whole.share_memory_()  # type: ignore[no-untyped-call]
-    return torch.stack(parts, out=whole)
 
 
 def open_loader(

@@ -24,6 +24,7 @@ SAFE = (
     "strategy.timeout_s",
     "strategy.threads",
     "model.gradient_checkpointing",
+    "model.vae_slicing",
     "model.attention",
     "model.compile",
     "model.compile_buckets",

@@ -1,5 +1,5 @@
-"""What a micro-batch takes of a GPU beside weights, gradients and the optimizer's state, counted without a GPU: the model
-computes on torch's meta device, where it takes a second."""
+"""What a micro-batch takes of a GPU beside weights, gradients and the optimizer's state, counted without a GPU: the
+model computes on torch's meta device, where it takes a second."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -101,7 +101,7 @@ class Activations:
         modules = (self._trainee, self._vae)
         known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         gradients = [parameter.grad for parameter in self._trainee.parameters() if parameter.grad is not None]
-        with LiveBytes([*known, *gradients]) as live, FlashAttention(), torch.device("meta"):
+        with LiveBytes("meta", [*known, *gradients]) as live, FlashAttention(), torch.device("meta"):
             yield live
 
     def _forward(self, size: Size) -> Tensor:

@@ -1,6 +1,7 @@
 """Activation checkpointing that fills the memory a GPU has: every block that is not computed again saves time."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,8 +12,8 @@ from finetune.ranks import Ranks
 
 T = TypeVar("T")
 RESERVE = 0.06
-"""Share of a GPU's memory that is left alone, for fragments between tensors of forty buckets' sizes and for what cuDNN and
-NCCL take beside torch."""
+"""Share of a GPU's memory that is left alone, for fragments between tensors of forty buckets' sizes and for what cuDNN
+and NCCL take beside torch."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def fill(
 ) -> Filling:
     """Checkpoint as few blocks as the memory of the rank that has least allows. All ranks call it.
 
-    With every block checkpointed, a step shows how much is left. What blocks keep is added to that as if all of it were
-    there when the step takes most, which is a little too much; where it does not fit all the same, half as much is kept.
+    With every block checkpointed, a step shows how much is left. What blocks keep counts as if all of it were there
+    when the step takes most, which is a little too much; where it does not fit all the same, half as much is kept.
 
     Args:
         blocks: what each one costs and saves.
@@ -79,13 +80,11 @@ class OutOfMemory(Exception):
 
 
 def within_memory(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What some work gives that all ranks do. Raises OutOfMemory on all of them where it does not fit into the memory of
-    one, so that none goes on to wait for it; unless they wait for one another in the midst of the work."""
+    """What some work gives that all ranks do. Raises OutOfMemory on all of them where it does not fit into the memory
+    of one, so that none goes on to wait for it; unless they wait for one another in the midst of the work."""
     found: list[T] = []
-    try:
+    with suppress(torch.cuda.OutOfMemoryError):
         found.append(work())
-    except torch.cuda.OutOfMemoryError:
-        pass
     if not all(ranks.gather(bool(found))):
         raise OutOfMemory
     return found[0]

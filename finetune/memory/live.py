@@ -8,16 +8,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LiveBytes(TorchDispatchMode):
-    """Within it, counts the memory of tensors from their making to their end, temporary ones included, by storage.
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, counts the memory of a device's tensors from their making to their end, temporary ones included, by
+    storage.
 
     What autograd does on a GPU happens in threads that this does not see: it is for the CPU and for the meta device,
     where tensors have sizes and no memory.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         """Nothing is alive yet, but for `known` tensors, which do not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.now = 0
         """Bytes alive."""
         self.peak = 0
@@ -28,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and count what it makes."""
         made = func(*args, **(kwargs or {}))
         for one in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(one, Tensor):
+            if isinstance(one, Tensor) and one.device.type == self._device:
                 self._count(one.untyped_storage())
         return made
 

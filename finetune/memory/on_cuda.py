@@ -1,7 +1,7 @@
-"""Modules that compute in the types of CUDA's autocast, and with flash attention, wherever they lie: the meta device has
-neither, and what is kept for the backward pass depends on both."""
+"""Modules that compute in the types of CUDA's autocast, and with flash attention, wherever they lie: the meta device
+has neither, and what is kept for the backward pass depends on both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -55,6 +55,5 @@ class Autocast:
         bias = None if layer.bias is None else layer.bias.to(self._dtype)
         if self._copies is not None and layer.weight.requires_grad:
             self._copies.append(weight)
-        if isinstance(layer, nn.Linear):
-            return functional.linear(values.to(self._dtype), weight, bias)
-        return layer._conv_forward(values.to(self._dtype), weight, bias)
+        compute: Callable[..., Tensor] = functional.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        return compute(values.to(self._dtype), weight, bias)

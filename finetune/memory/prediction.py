@@ -17,7 +17,7 @@ from finetune.optim.groups import parameter_groups
 from finetune.phases import Phase
 
 CONTEXT = 3 << 28
-"""Bytes that CUDA, cuBLAS, cuDNN and NCCL take beside torch's allocator: 0.75 GiB, of what is usual; not measured here."""
+"""Bytes that CUDA, cuBLAS, cuDNN and NCCL take beside torch's allocator: 0.75 GiB, which is usual and not measured."""
 
 
 class Model:
@@ -48,9 +48,8 @@ class Prediction:
         width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
         self.size = Size(phase.micro_batch, width, height, config.model.max_tokens // CHUNK_TOKENS)
         """Of the largest micro-batch."""
-        accumulates = config.train.global_batch > phase.micro_batch * world
-        held_bytes = held(parameters, phase.optim.name, config.ema, config.strategy, world, accumulates=accumulates)
-        self._always = {**asdict(held_bytes), "vae": 4 * model.vae_parameters, "context": CONTEXT}
+        always = held(parameters, phase.optim.name, config.ema, config.strategy, world)
+        self._always = {**asdict(always), "vae": 4 * model.vae_parameters, "context": CONTEXT}
         self._activations = model.activations(trained, config.strategy.precision)
 
     def bytes(self, gpu: int | None = None) -> dict[str, int]:

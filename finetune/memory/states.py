@@ -1,5 +1,5 @@
-"""What a rank holds all the time: weights, gradients, the optimizer's state and a strategy's buffers. The law was found by
-measuring, and tests measure it again."""
+"""What a rank holds all the time: weights, gradients, the optimizer's state and a strategy's buffers. The law was found
+by measuring, and tests measure it again."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ STATE_BYTES = {
     "dadapt_adam": 12.0,
     "adafactor": 0.0,
 }
-"""Of the optimizers' state, for each parameter; a block of 256 8-bit values has one fp32 scale. Adafactor's rows and columns
-do not count, and one of the user's own is taken to be as AdamW."""
+"""Of the optimizers' state, for each parameter; a block of 256 8-bit values has one fp32 scale. Adafactor's rows and
+columns do not count, and one of the user's own is taken to be as AdamW."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,11 @@ class Held:
     ema: int
 
 
-def held(
-    parameters: Parameters, optimizer: str, ema: EmaConfig, strategy: StrategyConfig, world: int, *, accumulates: bool
-) -> Held:
-    """What a rank holds during the passes of a step's second micro-batch, or of its only one.
+def held(parameters: Parameters, optimizer: str, ema: EmaConfig, strategy: StrategyConfig, world: int) -> Held:
+    """What a rank holds while a step's gradients are added up.
 
     Args:
         world: ranks among which ZeRO divides.
-        accumulates: whether a step has several micro-batches.
     """
     trained, every = parameters.trained, parameters.trained + parameters.frozen
     divided = strategy.name.startswith("zero")
@@ -60,8 +57,6 @@ def held(
     if divided:
         bucket = BUCKET if strategy.name == "zero1" else max(BUCKET, parameters.largest)
         buckets = 4.0 * 2 * bucket * (2 if strategy.precision == "bf16" else 1)  # two for each type that is sent
-    elif strategy.name == "ddp" and accumulates:
-        buckets = 4.0 * trained  # which hold what is reduced, beside what is added up
     if strategy.name == "zero3":
         buckets += 4.0 * every / world  # the shares, beside weights that have come together and stay so
     return Held(

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 FLAG, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
-"""What blocks of diffusers and of transformers are told by: whether to, and how; beyond what they call it, they agree."""
+"""By what blocks are told whether to, and how; diffusers and transformers agree in this."""
+CHECKPOINT = partial(checkpoint, use_reentrant=False)
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:
@@ -17,11 +18,7 @@ def blocks(module: nn.Module) -> dict[str, nn.Module]:
     return {name: each for name, each in module.named_modules() if hasattr(each, FLAG)}
 
 
-def checkpoint_blocks(
-    module: nn.Module,
-    chosen: Collection[str],
-    how: Callable[..., Any] = partial(checkpoint, use_reentrant=False),
-) -> None:
+def checkpoint_blocks(module: nn.Module, chosen: Collection[str], how: Callable[..., Any] = CHECKPOINT) -> None:
     """Have these of a module's `blocks` compute their activations again, and no others.
 
     Args:

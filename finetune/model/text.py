@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from finetune.data.loader import Chunks
+from finetune.data.batch import Chunks
 from finetune.errors import UserError
 from finetune.model.config import CHUNK_TOKENS, ModelConfig
 from finetune.model.parts import has_part, load_part

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.data.loader import LatentShape
+from finetune.data.batch import LatentShape
 from finetune.model.assemble import Trainee
 from finetune.model.config import CHUNK_TOKENS, ModelConfig
 from finetune.model.families import load_skeleton

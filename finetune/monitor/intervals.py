@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from finetune.data.loader import Batch
+from finetune.data.batch import Batch
 from finetune.monitor.metrics import Values
 
 N = TypeVar("N", int, float)

@@ -33,8 +33,8 @@ def plan(
     gpu_gib: Annotated[float | None, typer.Option(min=1, help="Memory of each, for --memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a recipe will do with its data: samples, buckets, steps, repeats, cache and data volume; or what it takes
-    of a GPU's memory."""
+    """Tell what a recipe will do with its data: samples, buckets, steps, repeats, cache and data volume; or what it
+    takes of a GPU's memory."""
     config = read_recipe(arguments)
     if memory:  # which needs torch, and that takes seconds
         import_module("finetune.runs.memory").tell_memory(config, gpus, gpu_gib, as_json=as_json)

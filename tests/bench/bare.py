@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from finetune.data.loader import Batch
+from finetune.data.batch import Batch
 from finetune.diffusion.config import DiffusionConfig
 from finetune.model.families import Components
 

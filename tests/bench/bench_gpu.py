@@ -15,7 +15,7 @@ import torch
 
 from data_tools.latents.encode import encode
 from finetune.config import Config, phases
-from finetune.data.loader import Batch
+from finetune.data.batch import Batch
 from finetune.errors import UserError
 from finetune.memory.prediction import Model, Prediction
 from finetune.model.config import ModelConfig

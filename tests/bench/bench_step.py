@@ -109,5 +109,6 @@ def data_wait_share(config: Config) -> Figure:
         float(waited_s.sum() / step_s.sum()),
         "ratio",
         f"time spent waiting for data / time of {len(lines)} steps of {1000 * np.median(step_s):.0f} ms, one thread "
-        f"beside {WORKERS} workers; longest wait {1000 * waited_s.max():.1f} ms",
+        f"beside {WORKERS} workers; waits in a step {1000 * np.median(waited_s):.1f} ms in the middle, "
+        f"{1000 * waited_s.max():.1f} at most",
     )

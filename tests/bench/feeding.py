@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.demo.tiny_model import train_tokenizer
+from finetune.data.batch import LatentShape
 from finetune.data.config import CacheConfig, DataConfig
-from finetune.data.loader import LatentShape
 from finetune.data.prompts.config import CaptionsConfig, TagsConfig
 from finetune.data.prompts.prompter import Policy, Prompter
 from finetune.data.shapes import PlanSettings, Shape

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.config import Config
-from finetune.data.loader import Batch
+from finetune.data.batch import Batch
 from finetune.distributed import Distributed
 from finetune.feed import Batches
 from finetune.lifecycle.signals import StopSignals

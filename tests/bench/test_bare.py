@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.loader import LatentShape
+from finetune.data.batch import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed.runtime import autocast

@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from finetune.data.batch import Batch, LatentShape, Packed
 from finetune.data.config import DataConfig
 from finetune.data.hashing import CounterRng, hash_counters, purpose_key, to_unit
 from finetune.data.index import Index
 from finetune.data.journal import EXCLUDED, QUARANTINED, Exclusion, Journal, Quarantine
 from finetune.data.latents import area_sums
-from finetune.data.loader import Batch, LatentShape, MicroBatches, latent_mask, open_loader
+from finetune.data.loader import MicroBatches, latent_mask, open_loader
 from finetune.data.noises import NoiseSource
 from finetune.data.plan import Plan
 from finetune.data.preparer import Preparer, Sample
@@ -36,6 +38,12 @@ def settings(folder: Path, **changes: object) -> DataConfig:
     return data_config(folder, **{"flip": 0.5, "random_crop": True, **changes})
 
 
+class Unpacked(MicroBatches):
+    def __getitem__(self, item: int) -> Any:
+        found = super().__getitem__(item)
+        return found.unpacked() if isinstance(found, Packed) else found
+
+
 def dataset(
     folder: Path,
     rank: int = 0,
@@ -46,13 +54,14 @@ def dataset(
     policy: Policy | None = None,
     flip: float = 0.5,
     diffusion: DiffusionConfig | None = None,
-) -> tuple[MicroBatches, Plan]:
+    kind: type[MicroBatches] = Unpacked,
+) -> tuple[Any, Plan]:
     data = settings(folder, flip=flip)
     opened = open_data(data, folder / "kept", seed=seed)
     journal = change(opened.began())
     plan, sources = opened.plan(journal), opened.sources(journal)
     policy = policy or Policy(Prompter(CaptionsConfig(tags=TagsConfig(drop=0.1)), seed), 1.0)
-    batches = MicroBatches(
+    batches = kind(
         plan,
         journal,
         Preparer(plan, sources, data, [policy], WORDS, seed),
@@ -174,9 +183,11 @@ def test_starting_later_gives_the_same_batches(shards: Path) -> None:
 
 @pytest.mark.parametrize("diffusion", [DiffusionConfig(), EVERYTHING], ids=["plain", "everything"])
 def test_workers_change_nothing(shards: Path, diffusion: DiffusionConfig) -> None:
-    batches, _ = dataset(shards, diffusion=diffusion)
-    alone = list(open_loader(batches, settings(shards, workers=0), pin=False))
-    shared = list(open_loader(batches, settings(shards, workers=2), pin=False))
+    batches, _ = dataset(shards, diffusion=diffusion, kind=MicroBatches)
+    alone, shared = (
+        [one.unpacked() for one in open_loader(batches, settings(shards, workers=workers), pin=False)]
+        for workers in (0, 2)
+    )
     assert len(alone) == 16
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from finetune.data.loader import Chunks, LatentShape
+from finetune.data.batch import Chunks, LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed

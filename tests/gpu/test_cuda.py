@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from finetune.data.loader import LatentShape
+from finetune.data.batch import LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed

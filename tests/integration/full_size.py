@@ -6,8 +6,8 @@ import resource
 import torch
 from torch import nn
 
+from finetune.data.batch import Chunks, LatentShape
 from finetune.data.config import BucketsConfig
-from finetune.data.loader import Chunks, LatentShape
 from finetune.diffusion.config import DiffusionConfig
 from finetune.diffusion.objective import Objective
 from finetune.distributed import Distributed

@@ -120,7 +120,7 @@ def test_autocast_keeps_what_cuda_s_does() -> None:
     with torch.device("meta"):
         layers, values = Layers(), torch.empty(10, 8, dtype=torch.bfloat16)
         autocast = Autocast(layers, torch.bfloat16)
-        with LiveBytes([*layers.parameters(), values]) as live, autocast:
+        with LiveBytes("meta", [*layers.parameters(), values]) as live, autocast:
             made = layers(values)
         assert made.dtype == torch.bfloat16
         assert live.now == 10 * (4 * 8 + 2 * 4 + 2 * 8 + 2 * 16) + 2 * 16 * 8
@@ -130,7 +130,7 @@ def test_autocast_s_copies_of_weights_last_as_long_as_the_pass() -> None:
     with torch.device("meta"):
         layer = nn.Linear(8, 16, bias=False)
         autocast = Autocast(layer, torch.bfloat16)
-        with LiveBytes([layer.weight]) as live:
+        with LiveBytes("meta", [layer.weight]) as live:
             with autocast, torch.utils.checkpoint.set_checkpoint_early_stop(False):
                 with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0)):
                     made = layer(torch.empty(1, 8))
@@ -143,7 +143,7 @@ def test_attention_keeps_no_matrix() -> None:
     heads, queries, keys, width = 2, 64, 48, 8
     with torch.device("meta"):
         given = [torch.empty(1, heads, n, width, requires_grad=True) for n in (queries, keys, keys)]
-        with LiveBytes(given) as live, FlashAttention():
+        with LiveBytes("meta", given) as live, FlashAttention():
             made = scaled_dot_product_attention(*given)
         assert made.shape == (1, heads, queries, width)
         assert live.now < made.nbytes + 4 * heads * queries + 200

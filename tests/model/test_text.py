@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from finetune.data.loader import Chunks
+from finetune.data.batch import Chunks
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.model.text import PromptEncoder, PromptTokenizer, load_tokenizers

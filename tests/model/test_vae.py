@@ -82,3 +82,16 @@ def test_an_encoder_is_told_by_what_encodes(tiny_sd15: Path) -> None:
     assert encoder_hash(same) == expected
     assert encoder_hash(other) != expected
     assert encoder_hash(settings) != expected
+
+
+@torch.no_grad()
+def test_encoding_picture_by_picture_differs_by_rounding_alone(twin: Path) -> None:
+    vae, (pixels, _) = loaded(twin), given()
+    whole = pixel_moments(vae, pixels)
+    vae.enable_slicing()
+    asked: list[int] = []
+    hook = vae.encoder.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    sliced = pixel_moments(vae, pixels)
+    hook.remove()
+    assert asked == [1, 1]
+    assert torch.allclose(sliced, whole, rtol=0.0, atol=1e-5 * whole.abs().max().item())

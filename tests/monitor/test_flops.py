@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from finetune.data.loader import LatentShape
+from finetune.data.batch import LatentShape
 from finetune.model.assemble import Trainee
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_components, load_skeleton

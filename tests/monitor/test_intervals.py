@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.loader import Batch, LatentShape
+from finetune.data.batch import Batch, LatentShape
 from finetune.data.preparer import Facts
 from finetune.monitor.intervals import ACTIVITIES, GIB, GROUPS, Interval, combined, mean_deciles, quantile
 from finetune.step import trial_batch

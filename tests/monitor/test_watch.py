@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.data.batch import LatentShape
 from finetune.data.journal import EXCLUDED, Edition, Journal, Skip, SourceState
-from finetune.data.loader import LatentShape
 from finetune.data.preparer import BadSample, Facts
 from finetune.errors import Preempted, UserError
 from finetune.health.slow import Slow

@@ -18,8 +18,8 @@ from data_tools.build import build
 from data_tools.indexing import index_folder, verify_index
 from data_tools.latents import sets
 from data_tools.loose import index_tree
+from finetune.data.batch import Batch
 from finetune.data.index import IMAGE, Index
-from finetune.data.loader import Batch
 from finetune.errors import UserError
 from finetune.model.config import ModelConfig
 from finetune.model.families import load_one
