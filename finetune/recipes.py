@@ -16,8 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.config import Config, typed
 from finetune.errors import UserError
 from finetune.overrides import ill_typed
+from finetune.phases import PhaseConfig
 
 COMPOSING = re.compile(r"In '.*raised while composing config:$")
+NO_OPTION = re.compile(r"Could not find '(.*?)/(.*?)'\s+Available options in '.*?':\s+(.*?)\s+Config search path", re.S)
 USAGE = "give a recipe: conf=NAME"
 
 
@@ -86,6 +88,8 @@ def explain(error: Exception) -> str:
     if unread := re.match(r"LexerNoViableAltException: (.*)|no viable alternative at input '(.*?)'", said):
         text = unread[1] or unread[2]
         return f"{text} cannot be read: close all brackets, and put texts in quotes of their own, as in 'KEY=[\"a?b\"]'"
+    if group := NO_OPTION.search(said):
+        return f"there is no {group[1]}={group[2]}: use one of {', '.join(group[3].split())}"
     # Composing several files, Hydra keeps of what went wrong the text alone, behind a line of its own.
     sentence = next((line for line in said.splitlines() if not COMPOSING.match(line)), said)
     told = re.search(r"full_key: (\S+)", said)
@@ -99,6 +103,9 @@ def explain(error: Exception) -> str:
         return f"{key} asks for the environment variable {missing[1]}, which is not set: export it"
     if wrong := ill_typed(key, said):
         return wrong
+    if "not in 'PhaseConfig'" in said:
+        allowed = ", ".join(field.name for field in fields(PhaseConfig))
+        return f"there is no setting {key.rpartition('.')[2]} of a phase: use one of {allowed}"
     if "not in" in said:
         return f"there is no setting {key}{suggestion(key)}"
     if "is not a subclass of SourceConfig" in said:

@@ -17,6 +17,7 @@ from data_tools.latents.sets import LatentSet, sets_of
 from data_tools.latents.shard import ShardWriter
 from data_tools.progress import progress
 from finetune.config import Config, plan_settings
+from finetune.data.buckets import NONE
 from finetune.data.index import IMAGE
 from finetune.data.latent_sets import Making
 from finetune.data.latents import DTYPES, pack, pack_fault
@@ -50,16 +51,18 @@ class Work:
         self._sets = sets
         self.claimed: dict[tuple[int, int], ShardWriter] = {}
         """By (set, shard)."""
+        self.total = sum(int(np.count_nonzero(of.buckets != NONE)) for of in sets)
+        """Pictures that there are to encode."""
         self.done = 0
-        """Shards that are encoded, as far as this process knows."""
+        """Those that are encoded, as far as this process knows."""
 
     def __iter__(self) -> Iterator[Job]:
         waiting = [(number, shard) for number, of in enumerate(self._sets) for shard in range(len(of.index.shards))]
         while waiting:
             left = []
             for number, shard in waiting:
-                if self._sets[number].part(shard):
-                    self.done += 1
+                if part := self._sets[number].part(shard):
+                    self.done += stored_samples(part)
                 elif writer := self._sets[number].claim(shard):
                     self.claimed[number, shard] = writer
                     yield from self._jobs(number, shard)
@@ -123,14 +126,15 @@ def encode(config: Config, kept: Path, dtype: str) -> list[Outcome]:
     # Processes are forked before the GPU is used.
     batches = open_loader(pictures, data, pin=device.type == "cuda", order=work)
     encoder = Encoder(vae, device, precision, dtype)
-    with progress("encoding shards", sum(len(latents.index.shards) for latents in sets)) as tell:
+    with progress("encoding pictures", work.total) as tell:
         for decoded in batches:
             number, shard = decoded.job.set, decoded.job.shard
             write(decoded, sets[number], encoder, work.claimed[number, shard])
             if decoded.job.last:
                 work.claimed.pop((number, shard)).finish()
-                work.done += 1
-                tell(work.done)
+            work.done += len(decoded.job.ordinals)
+            tell(work.done)
+        tell(work.done)
     return [finished(latents) for latents in sets]
 
 

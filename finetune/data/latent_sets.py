@@ -17,7 +17,7 @@ from finetune.data.sources import Sources
 from finetune.errors import UserError
 
 VERSION = 1
-REMEDY = "make them with `python -m data_tools latents conf=…`, with this recipe and its settings"
+REMEDY = "with `python -m data_tools latents conf=…`, with this recipe and its settings"
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def of_pictures(latents: Index, index: Index, source: str, *, flip: bool) -> Ind
     if len(made_of) < len(needed) and made_of == needed[: len(made_of)]:
         raise UserError(
             f"the index of source {source!r} has grown by {len(needed) - len(made_of)} shards that the latents in "
-            f"{latents.folder} do not have: {REMEDY}"
+            f"{latents.folder} do not have: make them {REMEDY}"
         )
     if made_of[: len(needed)] != needed:
         number = next(i for i, (was, now) in enumerate(zip(made_of, needed, strict=False)) if was != now)
         raise UserError(
             f"the latents in {latents.folder} were made of another shard than {index.shards[number].name} of source "
-            f"{source!r}: {REMEDY}"
+            f"{source!r}: make them {REMEDY}"
         )
     return latents.head(len(index.shards))
 
@@ -115,7 +115,8 @@ def check_buckets(plan: Plan, sources: Sources, epoch: int) -> None:
             if wrong:
                 raise UserError(
                     f"{wrong:,} samples of source {source.name!r} have no latents of their buckets in "
-                    f"{latents.folder}, as rare buckets are merged otherwise or an overlay left them out: {REMEDY}"
+                    f"{latents.folder}, as rare buckets are merged otherwise or an overlay left them out: "
+                    f"make them {REMEDY}"
                 )
 
 
@@ -126,7 +127,7 @@ def check_vae(sources: Sources, vae: str) -> None:
             if (latents.latents or {}).get("vae") != vae:
                 raise UserError(
                     f"the latents in {latents.folder} were made with another VAE than that of model.path: give "
-                    f"another data.latents, and {REMEDY}"
+                    f"another data.latents, and make them {REMEDY}"
                 )
 
 

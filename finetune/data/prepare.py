@@ -140,9 +140,11 @@ class DataSet:
     def _open_latents(self, name: str) -> dict[int, Index]:
         """A source's latents by the first epoch in which each holds."""
         folders = {shape.epoch: set_folder(self.data, name, shape.buckets) for shape in self.settings.shapes}
+        needed = f"the latents of source {name!r} for these data.buckets, data.background and data.mask"
         opened = {}
         for folder in set(folders.values()):
-            latents = open_index(folder, self.remote, self.patience, Path(self.data.cache.folder), REMEDY)
+            remedy = f"make {needed} {REMEDY}"
+            latents = open_index(folder, self.remote, self.patience, Path(self.data.cache.folder), remedy)
             opened[folder] = of_pictures(latents, self.indexes[name], name, flip=self.data.flip > 0)
         return {epoch: opened[folder] for epoch, folder in folders.items()}
 

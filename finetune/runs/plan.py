@@ -89,20 +89,23 @@ def predicted(config: Config, images_per_s: float) -> dict[str, Any]:
 def _told(dataset: DataSet, sources: Sources) -> list[dict[str, Any]]:
     facts = []
     for (name, source), opened in zip(dataset.data.all_sources.items(), sources.all, strict=True):
-        index = opened.stored(0)
+        index, stored = opened.index, opened.all_stored
         repeats = source.repeats * index.repeats.astype(float)
+        shards = [shard for each in stored for shard in each.shards]
+        first = stored[0]
         facts.append(
             {
                 "name": name,
-                "path": index.root if index.latents else source.path,
-                "kind": "latents" if index.latents else index.kind,
-                "remote": is_remote(index.location(0)) or is_remote(index.root),
-                "shards": len(index.shards),
+                "path": ", ".join(each.root for each in stored) if opened.latents else source.path,
+                "kind": "latents" if opened.latents else index.kind,
+                "remote": is_remote(first.location(0)) or is_remote(first.root),
+                "shards": len(shards),
                 "samples": len(index),
                 "repeats": source.repeats,
                 "loss_weight": source.loss_weight,
-                "bytes": sum(shard.size for shard in index.shards),
-                "bytes_per_epoch": float((index.sizes() * repeats).sum()),
+                "bytes": sum(shard.size for shard in shards),
+                # of the phase that reads most
+                "bytes_per_epoch": max(float((each.sizes() * repeats).sum()) for each in stored),
             }
         )
     return facts

@@ -87,7 +87,9 @@ def test_what_a_run_needs_is_checked_at_its_start(shards: Path, tiny_model: Path
     with pytest.raises(UserError, match=r"made with another VAE than that of model\.path: give another data\.latents"):
         check_vae(feed.sources, "0" * 64)
     for other in ({"background": [0, 0, 0]}, {"mask": "alpha"}, {"buckets": BucketsConfig(64, 128, 16)}):
-        with pytest.raises(UserError, match=r"there is no index .*: make them with `python -m data_tools latents conf"):
+        with pytest.raises(
+            UserError, match=r"no index .*: make the latents of source 'shards' for these data\.buckets"
+        ):
             fed(recipe(shards, tiny_model, **{**settings, **other}), tmp_path / "other")
     # What is held out has latents too, and needs none where nothing is held out any more.
     fed(recipe(shards, tiny_model, **{**settings, "held_out": 0.0}), tmp_path / "other")

@@ -284,3 +284,21 @@ def test_nothing_in_a_step_waits_for_the_device_but_for_whether_it_may_be_made(
             torch.cuda.set_sync_debug_mode("default")
         assert torch.isfinite(norm)
         assert torch.isfinite(losses.weighted)
+
+
+def test_what_is_prepared_beside_the_passes_is_what_is_prepared_in_order(tiny_model: Path) -> None:
+    run = Run(tiny_model, Setting(optimizer="adamw"))
+    others = [run.batch._replace(noise=run.batch.noise * (1 + i)) for i in range(8)]
+    busy = torch.randn(4096, 4096, device="cuda")
+    ahead = []
+    for batch in others:
+        busy = busy @ busy.T / 4096.0  # the stream that trains has work left while the next is prepared
+        prepared = run.step.prepare(batch)
+        ahead.append([part.clone() for part in prepared])
+        del prepared  # its memory may be taken by what is prepared next
+        run.step.loss(run.step.prepare(batch)).weighted.backward()
+    torch.cuda.synchronize()
+    for batch, found in zip(others, ahead, strict=True):
+        torch.cuda.synchronize()
+        expected = run.step._prepared(batch)
+        assert all(torch.equal(part, same) for part, same in zip(found, expected, strict=True))

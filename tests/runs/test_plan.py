@@ -1,6 +1,7 @@
 """What a recipe will do with its data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from finetune.data.index import Index
 from finetune.errors import UserError
+from finetune.phases import PhaseConfig
 from finetune.runs.__main__ import app
 from finetune.runs.plan import predicted
 from tests.encoded import encoded, recipe
@@ -93,3 +95,14 @@ def test_the_volume_is_that_of_latents_where_they_are_read(shards: Path, tiny_mo
     (source,) = facts["sources"]
     assert (source["kind"], source["path"], source["bytes"]) == ("latents", str(outcome.folder), outcome.size)
     assert facts["draws_per_epoch"] == source["samples"] == 60
+
+
+def test_the_volume_is_that_of_the_phase_that_reads_most(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = recipe(shards, tiny_model, latents=str(tmp_path / "latents"))
+    larger = PhaseConfig("2 epochs", buckets={"resolution_px": 96})
+    config = replace(config, phases=[PhaseConfig("1 epochs"), larger])
+    outcomes = encoded(config, tmp_path)
+    (source,) = predicted(config, 10.0)["sources"]
+    assert source["bytes_per_epoch"] == max(Index.load(outcome.folder).sizes().sum() for outcome in outcomes)
+    assert source["bytes"] == sum(outcome.size for outcome in outcomes)
+    assert source["path"] == ", ".join(str(outcome.folder) for outcome in outcomes)

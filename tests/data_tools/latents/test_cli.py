@@ -19,12 +19,15 @@ def said(command: str, shards: Path, *more: str) -> str:
 
 def test_it_tells_what_has_come_of_each_set(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
     latents = tmp_path / "latents"
-    told = said("latents", shards, f"model.path={tiny_model}", f"data.latents={latents}", "--dtype", "bf16")
+    given = (f"model.path={tiny_model}", f"data.latents={latents}", "--dtype", "bf16")
+    told = said("latents", shards, *given)
     (folder,) = (latents / "shards").iterdir()
     (row,) = (line for line in told.splitlines() if line.startswith("│ 2"))
     assert [cell.strip() for cell in row.split("│")[1:6]] == ["2", "0", "60", "0", "0.00"]
     assert folder.name in "".join(told.split("│")).replace(" ", "").replace("\n", "")
     assert "start this again" not in told
+    assert "60/60" in told
+    assert "60/60" in said("latents", shards, *given)
 
 
 @pytest.mark.parametrize(

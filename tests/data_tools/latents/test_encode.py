@@ -198,7 +198,7 @@ def test_what_another_process_encodes_is_left_to_it(shards: Path, tiny_model: Pa
         (outcome,) = encoded(config, tmp_path)
     assert (outcome.shards, outcome.left) == (1, 1)
     assert not (outcome.folder / "index.arrow").exists()
-    with pytest.raises(UserError, match=r"there is no index .*: make them with `python -m data_tools latents"):
+    with pytest.raises(UserError, match=r"no index .*: make the latents of source 'shards' for these data\.buckets"):
         fed(config, tmp_path / "run")
     held.clear()  # its file is closed: the process is gone
     (outcome,) = encoded(config, tmp_path)
