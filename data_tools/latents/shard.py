@@ -70,8 +70,8 @@ class ShardWriter:
         for name, values in self._numbers.items():
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
         shard = Shard(self._path.name, part.stat().st_size, file_sha256(part), len(table))
+        part.replace(self._path)  # before it counts as done
         save_part(self._kept, Part(shard, table, self._faults), self._path.stem)
-        part.replace(self._path)
         # Closing is not enough: a process that was forked meanwhile has it open too.
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
