@@ -22,3 +22,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
     """The settings that differ, sorted by name; both sets are flat."""
     names = sorted(before.keys() | after.keys())
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def shown(value: Any) -> str:
+    """A setting's value as users are told of it."""
+    return "not set" if value is None else repr(value)

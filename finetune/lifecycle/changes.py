@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.flat import Changes, differences, flattened
+from finetune.flat import Changes, differences, flattened, shown
 
 SAFE = (
     # Where the run lies and how it is watched, saved and kept alive.
@@ -88,8 +88,4 @@ def check_changes(changes: Changes, checkpoint: Path, *, accepted: bool) -> Chan
 def table(changes: Changes) -> list[str]:
     """A line for each change: its name, what was, what is."""
     width = max(map(len, changes), default=0)
-    return [f"{name:{width}}  was {_shown(was)}, is {_shown(now)}" for name, (was, now) in changes.items()]
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else repr(value)
+    return [f"{name:{width}}  was {shown(was)}, is {shown(now)}" for name, (was, now) in changes.items()]

@@ -15,7 +15,7 @@ from finetune.data.journal import Journal
 from finetune.data.plan import MicroBatch
 from finetune.data.preparer import BadSample
 from finetune.errors import Preempted, Stopped
-from finetune.flat import Changes
+from finetune.flat import Changes, shown
 from finetune.health.slow import Slow
 from finetune.lifecycle.starts import end_before, starts_before
 from finetune.monitor.alerts.disk import DiskCheck
@@ -275,7 +275,7 @@ class Watch:
         else:
             self.event("started", step=0)
         if changes:
-            told = "; ".join(f"{key} was {before} and is {after}" for key, (before, after) in changes.items())
+            told = "; ".join(f"{key} was {shown(was)} and is {shown(now)}" for key, (was, now) in changes.items())
             self._progress.say(f"the recipe has changed since the last start: {told}")
         if excluded:
             self.event("samples excluded", step=done_steps, samples=excluded)

@@ -23,7 +23,8 @@ GIB = 2**30
 def tell_memory(config: Config, gpus: int, gpu_gib: float | None, *, as_json: bool) -> None:
     """Print what every phase takes, and what each switch would make of the phase that takes most."""
     model = Model(partial(load_skeleton, config.model))
-    facts = predicted(config, gpus, None if gpu_gib is None else int(gpu_gib * GIB), model)
+    with Console(stderr=True).status("counting what passes keep"):
+        facts = predicted(config, gpus, None if gpu_gib is None else int(gpu_gib * GIB), model)
     if as_json:
         print(json.dumps(facts, indent=1))
         return

@@ -35,7 +35,7 @@ def open_watch(
     folder: Path,
     done_steps: int = 0,
     max_bad_share: float = 0.5,
-    lr: float = 1.0,
+    lr: float | None = 1.0,
     *,
     plateau_steps: int = 0,
     looked: bool = True,
@@ -159,13 +159,13 @@ def test_a_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_changed_recipe_is_an_event_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for lr in (1.0, 1.0, 2.0):
+    for lr in (1.0, 1.0, None):
         with open_watch(tmp_path, lr=lr):
             pass
     shown = capsys.readouterr()
-    assert (shown.out + shown.err).count("optim.lr was 1.0 and is 2.0") == 1
+    assert (shown.out + shown.err).count("optim.lr was 1.0 and is not set") == 1
     (event,) = [e for e in read_lines(tmp_path / "events.jsonl") if e["kind"] == "config changed"]
-    assert event["changes"] == {"optim.lr": [1.0, 2.0]}
+    assert event["changes"] == {"optim.lr": [1.0, None]}
 
 
 def test_the_phase_is_an_event(tmp_path: Path) -> None:
