@@ -84,7 +84,8 @@ def index_folder(folder: Path, text_as: str, workers: int) -> tuple[Index, list[
         UserError: there are no shards, or they hold latents.
     """
     names = files_below(folder, {"tar"})
-    if (folder / FILE_NAME).is_file() and Index.load(folder).latents:
+    known = known_index(folder)
+    if known and known.latents:
         raise UserError(f"{folder} holds latents, whose index `python -m data_tools latents conf=…` writes")
     if not names:
         raise UserError(f"there is no .tar file below {folder}: give the folder that holds the shards")
@@ -138,12 +139,18 @@ def write_refused(folder: Path, refused: Iterable[Refused]) -> Path:
 
 def known_shards(folder: Path) -> tuple[Shard, ...]:
     """The shards of the index that is there, in their order."""
+    index = known_index(folder)
+    return index.shards if index else ()
+
+
+def known_index(folder: Path) -> Index | None:
+    """The index that is there; None where it has to be written anew."""
     if not (folder / FILE_NAME).is_file():
-        return ()
+        return None
     try:
-        return Index.load(folder).shards
-    except UserError:  # of another version, empty or damaged: it is written anew
-        return ()
+        return Index.load(folder)
+    except UserError:  # of another version, empty or damaged
+        return None
 
 
 def expand(patterns: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from finetune.data.batch import Chunks
 from finetune.data.config import BucketsConfig, CacheConfig, DataConfig
@@ -78,3 +79,10 @@ def draws_of(samples: np.ndarray, bucket: int = 0, epoch: int = 0, first_slot: i
     """A micro-batch of some sample ids."""
     epochs, repeats = np.full(len(samples), epoch), np.zeros(len(samples), dtype=np.int64)
     return MicroBatch(bucket, samples, epochs, repeats, first_slot, (epoch, 0))
+
+
+def own_memory(*modules: nn.Module) -> None:
+    """Give all weights memory of their own: where it begins elsewhere, as in a mapped file, some processors add up in
+    another order."""
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
+        parameter.data = parameter.data.clone()
