@@ -8,6 +8,9 @@ STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 DIVIDED = ("zero1", "zero2", "zero3")
 """Strategies under which every rank steps a share of the parameters."""
 PRECISIONS = ("fp32", "bf16", "fp16")
+BUCKET = 1 << 24
+"""Elements of gradients that ZeRO reduces together, while the backward pass goes on. DeepSpeed keeps two buffers of as
+many fp32 elements for each precision that gradients travel in; its own default would take 8 GB."""
 
 
 @dataclass
@@ -32,3 +35,13 @@ class StrategyConfig:
             raise UserError(f"strategy.precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}")
         if self.timeout_s < 1 or self.threads < 0:
             raise UserError("strategy.timeout_s must be at least 1 and strategy.threads not below 0")
+
+
+def reduce_bucket(strategy: str, largest: int) -> int:
+    """Elements of gradients that a ZeRO strategy reduces together. ZeRO-2 and 3 let go of gradients that are still
+    being reduced, unless a bucket has taken them in.
+
+    Args:
+        largest: elements of the largest parameter that trains.
+    """
+    return BUCKET if strategy == "zero1" else max(BUCKET, largest)

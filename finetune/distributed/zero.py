@@ -12,15 +12,12 @@ from torch import Tensor, nn
 
 from finetune.distributed.fragments import Flat, Piece, Ranks, dealt, whole
 from finetune.errors import UserError
-from finetune.strategy import StrategyConfig
+from finetune.strategy import StrategyConfig, reduce_bucket
 
 VERSION = "0.19.8"
 AUTOCAST = {"fp32": {"enabled": False}, "bf16": {"enabled": True, "dtype": "bfloat16"}}
 # Gradients travel in fp32 under fp16: scaled sums over ranks would overflow where none of their parts does.
 AUTOCAST["fp16"] = {"enabled": True, "dtype": "float16", "lower_precision_safe_modules": []}
-BUCKET = 1 << 24
-"""Elements of gradients that are reduced together, while the backward pass goes on. DeepSpeed keeps two buffers of as
-many fp32 elements for each precision that gradients travel in; its own default would take 8 GB."""
 
 
 def check_version() -> None:
@@ -60,8 +57,7 @@ class Zero:
         config: StrategyConfig,
     ) -> None:
         self._ranks = ranks
-        # ZeRO-2 and 3 let go of gradients that are still being reduced, unless a bucket has taken them in.
-        bucket = BUCKET if config.name == "zero1" else max(BUCKET, max(p.numel() for p in names if p.requires_grad))
+        bucket = reduce_bucket(config.name, max(p.numel() for p in names if p.requires_grad))
         communication = {"overlap_comm": True, "reduce_bucket_size": bucket}
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # which nothing depends on

@@ -44,7 +44,7 @@ class Prediction:
         self._config = config
         trained = tuple(name for names in parameter_groups(model.trainable, phase.optim).values() for name in names)
         count = sum(model.sizes[name] for name in trained)
-        parameters = Parameters(count, sum(model.sizes.values()) - count, max(model.sizes.values()))
+        parameters = Parameters(count, sum(model.sizes.values()) - count, max(model.sizes[name] for name in trained))
         width, height = max(bucket_sizes(phase.buckets).tolist(), key=prod)
         self.size = Size(phase.micro_batch, width, height, config.model.max_tokens // CHUNK_TOKENS)
         """Of the largest micro-batch."""

@@ -4,10 +4,8 @@ by measuring, and tests measure it again."""
 from dataclasses import dataclass
 
 from finetune.optim.config import EmaConfig
-from finetune.strategy import StrategyConfig
+from finetune.strategy import StrategyConfig, reduce_bucket
 
-BUCKET = 1 << 24
-"""Elements of gradients that ZeRO reduces together, unless a parameter has more."""
 STATE_BYTES = {
     **dict.fromkeys(("adamw", "paged_adamw", "adopt", "schedule_free_adamw"), 8.0),
     **dict.fromkeys(("adamw8bit", "paged_adamw8bit"), 2.0 + 8 / 256),
@@ -28,7 +26,7 @@ class Parameters:
     trained: int
     frozen: int
     largest: int
-    """Of one tensor."""
+    """Of one tensor that trains."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def held(parameters: Parameters, optimizer: str, ema: EmaConfig, strategy: Strat
     gradients = share if strategy.name in ("zero2", "zero3") else trained
     buckets = 0.0
     if divided:
-        bucket = BUCKET if strategy.name == "zero1" else max(BUCKET, parameters.largest)
+        bucket = reduce_bucket(strategy.name, parameters.largest)
         buckets = 4.0 * 2 * bucket * (2 if strategy.precision == "bf16" else 1)  # two for each type that is sent
     if strategy.name == "zero3":
         buckets += 4.0 * every / world  # the shares, beside weights that have come together and stay so

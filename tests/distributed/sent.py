@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from finetune.distributed import zero
+import finetune.strategy
 from finetune.optim.config import OptimConfig
 from tests.distributed.worker import MICRO_BATCH, RATES, Trainer, large_tensors
 from tests.traffic import Traffic
@@ -45,7 +45,7 @@ def main() -> None:
     """Strategies in the precisions that make a difference to them, and then with small buckets."""
     accumulated, output = sys.argv[1:]
     found = {(s, p): stepped(s, p, int(accumulated)) for p, strategies in TRIED.items() for s in strategies}
-    zero.BUCKET = SMALL_BUCKET
+    finetune.strategy.BUCKET = SMALL_BUCKET
     found |= {(s, "small buckets"): stepped(s, "bf16", int(accumulated)) for s in ("zero1", "zero2")}
     distributed = Trainer("ddp").distributed
     if distributed.is_main:

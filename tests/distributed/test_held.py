@@ -7,17 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.distributed import zero
-from finetune.memory.states import BUCKET, STATE_BYTES, Parameters, held
+from finetune.memory.states import STATE_BYTES, Parameters, held
 from finetune.optim.config import EmaConfig, OptimConfig, ScheduleConfig
 from finetune.optim.optimizers import OPTIMIZERS, build_optimizer
-from finetune.strategy import StrategyConfig
+from finetune.strategy import BUCKET, StrategyConfig
 from tests.distributed.held import LAYERS, WIDTH
 from tests.forks import ended
-
-
-def test_zero_s_buckets_are_as_large_as_is_predicted() -> None:
-    assert BUCKET == zero.BUCKET
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
