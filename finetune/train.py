@@ -200,8 +200,9 @@ class Run:
 
     def warm_up(self, step: int) -> None:
         """Compile for what is trained from a step on; the time that takes is no interval's."""
+        began = time.perf_counter()
         warm_up(self.parts, self.watch, self.pulse, step)
-        self.interval = Interval()
+        self.interval.began += time.perf_counter() - began
 
     def metrics(self, step: int, loss: float, grad_norm: float, rates: dict[str, float]) -> Values:
         """The line of metrics.jsonl of a step counted from 0, but for its times."""

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from finetune import train
+from finetune.monitor.intervals import Interval
+from finetune.train import Run
 from finetune.warmup import frequent, least_trained
 
 
@@ -31,3 +34,16 @@ def test_every_layer_that_trains_is_asked_for_its_least_gradient() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 2), nn.SiLU())
     model[2].requires_grad_(False)
     assert [id(p) for p in least_trained(model)] == [id(model[0].bias), id(model[1].weight)]
+
+
+def test_compiling_takes_no_interval_s_time_and_nothing_that_it_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.__new__(Run)
+    run.parts = run.watch = run.pulse = None  # type: ignore[assignment]
+    run.interval = Interval(began=100.0)
+    run.interval.spent["sampling"] = 3.0  # as after a look at a border
+    clock = iter((110.0, 170.0))
+    monkeypatch.setattr(train, "warm_up", lambda *told: None)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    run.warm_up(5)
+    assert run.interval.began == 160.0
+    assert run.interval.spent["sampling"] == 3.0
