@@ -70,6 +70,8 @@ def main(names: list[str]) -> None:
     for figure in measured(names or MODULES):
         print(json.dumps(figure._asdict(), ensure_ascii=False), flush=True)
         found.append(figure)
+    if not found:
+        return
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps([figure._asdict() for figure in found], indent=1, ensure_ascii=False), encoding="utf-8")
     console = Console()
